@@ -1,0 +1,98 @@
+"""jidoka_shm: live sessions in shared memory, one writer, lock-free readers in any process.
+
+``SessionManager`` writes a registry, ``SessionReader`` reads it from any process on the host.
+Names are imported when they are first used, so a reader loads neither asyncio nor the command.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import (
+        CorruptRegistry,
+        ForkedHandle,
+        FormatMismatch,
+        IllegalTransition,
+        InvalidMetadata,
+        InvalidName,
+        InvalidSessionId,
+        JidokaError,
+        OwnerNotAlive,
+        ReadContended,
+        RecordTooLarge,
+        ReentrantCall,
+        RegistryClosed,
+        RegistryForbidden,
+        RegistryFull,
+        RegistryNotFound,
+        SessionExists,
+        SessionNotFound,
+        UnsupportedPlatform,
+        VersionConflict,
+        WriterAlreadyRunning,
+        WriterUnavailable,
+    )
+    from .manager import Recovery, SessionManager
+    from .reader import SessionReader
+    from .reads import Sessions, Stats
+    from .session import Session, SessionStatus
+
+__version__ = "0.1.0"
+
+#: Where each public name is; the errors are all in errors.py.
+_HOMES = {
+    "Recovery": "manager",
+    "Session": "session",
+    "SessionManager": "manager",
+    "SessionReader": "reader",
+    "SessionStatus": "session",
+    "Sessions": "reads",
+    "Stats": "reads",
+}
+
+__all__ = [
+    "CorruptRegistry",
+    "ForkedHandle",
+    "FormatMismatch",
+    "IllegalTransition",
+    "InvalidMetadata",
+    "InvalidName",
+    "InvalidSessionId",
+    "JidokaError",
+    "OwnerNotAlive",
+    "ReadContended",
+    "RecordTooLarge",
+    "Recovery",
+    "ReentrantCall",
+    "RegistryClosed",
+    "RegistryForbidden",
+    "RegistryFull",
+    "RegistryNotFound",
+    "Session",
+    "SessionExists",
+    "SessionManager",
+    "SessionNotFound",
+    "SessionReader",
+    "SessionStatus",
+    "Sessions",
+    "Stats",
+    "UnsupportedPlatform",
+    "VersionConflict",
+    "WriterAlreadyRunning",
+    "WriterUnavailable",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name is
+    if name not in __all__:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    module = importlib.import_module(f".{_HOMES.get(name, 'errors')}", __name__)
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,223 @@
+"""How a reader finds a registry's memory: control, then the table that it names.
+
+An ``Attachment`` is all that a look-up uses, in one object that a reader takes once a call.
+Attaching again replaces it and unmaps nothing: the memory goes with its last user, in whatever
+thread that is, so no read ever touches memory that is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, cast
+
+from . import segment
+from .control import ControlReader
+from .errors import CorruptRegistry, RegistryClosed, RegistryForbidden, RegistryNotFound
+from .header import TableHeader
+from .layout import CONTROL_SIZE, control_name, table_name
+from .table import SessionTable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from uuid import UUID
+
+    from .errors import JidokaError
+    from .session import Session, SessionStatus
+
+#: How often a registry that is not complete is looked at again, in seconds.
+_POLL: Final = 0.002
+
+_DESTROYED: Final = "it was destroyed, and no other follows it"
+
+#: Index entry, word and session of a look-up; good as long as the entry holds the word.
+Hit = tuple[int, int, "Session"]
+
+
+class Listing(NamedTuple):
+    """The last scan of a table.
+
+    Attributes:
+        change: the even change word that it is an atomic snapshot of; -1 where it is none.
+        sessions: all sessions under their index words.
+        lists: what callers asked for, by status; None is all but the terminated.
+    """
+
+    change: int
+    sessions: dict[int, Session]
+    lists: dict[SessionStatus | None, list[Session]]
+
+
+class Attachment:
+    """One table as a reader sees it, with what this reader keeps of it.
+
+    Attributes:
+        control: the registry's control.
+        table: its sessions.
+        words: the table's index words; ``words[entry] == word`` is all that makes a hit valid.
+        identity: the registry's instance and the table's generation.
+        is_named: returns whether the control still has its name.
+        young: hits under the id's int.
+        listing: the last scan.
+    """
+
+    def __init__(
+        self,
+        control: ControlReader,
+        table: SessionTable,
+        *,
+        is_named: Callable[[], bool],
+        cache_size: int,
+    ) -> None:
+        self.control = control
+        self.table = table
+        self.identity = (control.instance, control.generation)
+        self.words = table.index.words
+        self.is_named = is_named
+        self.young: dict[int, Hit] = {}
+        self._old: dict[int, Hit] = {}
+        # Two generations: when the young one is full it becomes the old one. Deleting a dict's
+        # first key over and over instead is linear in the keys deleted before.
+        self._half = (cache_size + 1) // 2
+        self.listing = Listing(-1, {}, {})
+
+    def look_up(self, session_id: UUID) -> Session | None:
+        """Return a session that ``young`` has no valid hit for, or None if it is not there."""
+        key = session_id.int
+        hit = self._old.get(key)
+        if hit is None or self.words[hit[0]] != hit[1]:
+            # A word that changed, to empty too, means "look again from home", not "gone": the
+            # session may have been removed and created again at another entry.
+            found = self.table.find(session_id)
+            if found is None:
+                return None
+            hit = (found.entry, found.word, self.table.decode(session_id, found))
+        if self._half:
+            if len(self.young) >= self._half:
+                self._old, self.young = self.young, {}
+            self.young[key] = hit
+        return hit[2]
+
+    @property
+    def cached(self) -> int:
+        """How many look-ups it keeps."""
+        return len(self.young) + len(self._old)
+
+
+class _Detached:
+    """Stands where an attachment was: any use of it raises."""
+
+    def __init__(self, error: type[JidokaError], *facts: object) -> None:
+        self.__dict__["_error"] = (error, facts)
+
+    def __getattr__(self, _: str) -> NoReturn:
+        error, facts = self._error
+        # Made anew each time: one exception raised again and again would grow a traceback.
+        raise error(*facts)
+
+
+def detached(error: type[JidokaError], *facts: object) -> Attachment:
+    """Return what to put in an attachment's place so that any use of it raises ``error``."""
+    return cast("Attachment", _Detached(error, *facts))
+
+
+def attach(name: str, *, timeout: float, cache_size: int, verify: bool) -> Attachment:
+    """Attach to a registry, waiting for one that is being made.
+
+    Args:
+        name: the registry's name.
+        timeout: how long to wait for it, in seconds; it is tried once at least.
+        cache_size: how many look-ups to keep.
+        verify: compute the crcs of whatever is read.
+
+    Raises:
+        RegistryNotFound: where none is there, or none is complete, by then.
+        RegistryForbidden: where this user may not read it.
+        FormatMismatch: where another version of this package made it.
+        CorruptRegistry: where its control names a table that is not its own.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            opened = _open(name, verify=verify, cache_size=cache_size)
+        except FileNotFoundError:
+            opened = None
+        if isinstance(opened, Attachment):
+            return opened
+        if time.monotonic() >= deadline:
+            raise _not_ready(name, timeout, opened)
+        time.sleep(_POLL)
+
+
+def attach_again(
+    name: str, old: Attachment, *, timeout: float, cache_size: int, verify: bool
+) -> Attachment:
+    """Attach to what follows ``old``, whose table was given up or whose name is gone.
+
+    Raises:
+        RegistryClosed: where nothing follows: no registry, or still the same table.
+        Otherwise as ``attach``.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            opened = _open(name, verify=verify, cache_size=cache_size)
+        except FileNotFoundError:
+            raise RegistryClosed(name, _DESTROYED) from None
+        control = opened.control if isinstance(opened, Attachment) else opened
+        if control is not None and (control.instance, control.generation) == old.identity:
+            raise RegistryClosed(name, _DESTROYED)
+        if isinstance(opened, Attachment):
+            return opened
+        if time.monotonic() >= deadline:
+            raise _not_ready(name, timeout, opened)
+        time.sleep(_POLL)
+
+
+def _not_ready(name: str, timeout: float, control: ControlReader | None) -> Exception:
+    if control is None:
+        return RegistryNotFound(name, timeout)
+    reason = f"the control of {name!r} names table {control.generation}, which is not its own"
+    return CorruptRegistry(reason)
+
+
+def _open(name: str, *, cache_size: int, verify: bool) -> Attachment | ControlReader | None:
+    """Return an attachment; its control alone where the table is missing; None where incomplete.
+
+    Raises:
+        FileNotFoundError: where there is no such name.
+    """
+    try:
+        handle = segment.Handle(segment.open_readable(control_name(name)))
+    except PermissionError:
+        raise RegistryForbidden(name, None) from None
+    if segment.size_of(handle.descriptor) < CONTROL_SIZE:
+        return None
+    control = ControlReader(segment.map_readable(handle.descriptor, CONTROL_SIZE))
+    if not control.is_complete():
+        return None
+    control.check_format(name)
+    table = _open_table(name, control, verify=verify)
+    if table is None:
+        return control
+    return Attachment(control, table, is_named=handle.is_named, cache_size=cache_size)
+
+
+def _open_table(name: str, control: ControlReader, *, verify: bool) -> SessionTable | None:
+    """Return the table that a control names; None where it is not, or no longer, there."""
+    generation = control.generation
+    try:
+        descriptor = segment.open_readable(table_name(name, generation))
+    except FileNotFoundError:
+        return None
+    except PermissionError:
+        raise RegistryForbidden(name, None) from None
+    try:
+        size = segment.size_of(descriptor)
+        memory = segment.map_readable(descriptor, size) if size else None
+    finally:
+        os.close(descriptor)
+    header = None if memory is None else TableHeader.read(memory)
+    if header is None or (header.instance, header.generation) != (control.instance, generation):
+        return None
+    return SessionTable(memory, control.change, header.geometry, verify=verify)

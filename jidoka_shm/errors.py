@@ -1,0 +1,442 @@
+"""Every error of the package: one tree, each error with its facts as attributes.
+
+::
+
+    JidokaError
+    |-- SessionNotFound (KeyError)             no such session, or no longer
+    |-- SessionExists                          the id is taken
+    |-- IllegalTransition (ValueError)         the status may not move so
+    |-- VersionConflict                        somebody changed the session first
+    |-- InvalidSessionId (ValueError)          not a UUID, nor the text of one
+    |-- InvalidName (ValueError)               not a registry's name
+    |-- InvalidMetadata (ValueError)           a map holds what JSON does not
+    |-- RecordTooLarge (ValueError)            the record outgrows its slot
+    |-- RegistryFull                           no free slot, or no room in /dev/shm
+    |-- RegistryNotFound (FileNotFoundError)   nobody made a registry of that name
+    |-- RegistryClosed                         this handle, or the registry, is closed
+    |-- WriterAlreadyRunning                   one writer a registry, and it lives
+    |-- WriterUnavailable (ConnectionError)    no writer answers
+    |-- OwnerNotAlive (ValueError)             the owner process is gone already
+    |-- RegistryForbidden (PermissionError)    it belongs to another user
+    |-- UnsupportedPlatform (OSError)          not Linux
+    |-- ForkedHandle                           a manager belongs to the process that made it
+    |-- ReentrantCall (RuntimeError)           a call from inside one of the manager's own
+    |-- FormatMismatch                         another version's memory format
+    |-- CorruptRegistry                        the memory does not hold what it must
+    `-- ReadContended                          a bounded retry ran out
+
+An error's arguments are its facts, so the default pickling of exceptions restores it whole;
+``str()`` says what happened, the limit, and the way out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+
+class JidokaError(Exception):
+    """The base of every error that this package raises on purpose."""
+
+
+class SessionNotFound(JidokaError, KeyError):
+    """No session has this id, or it has ended.
+
+    Attributes:
+        session_id: the id that was asked for.
+    """
+
+    def __init__(self, session_id: UUID) -> None:
+        super().__init__(session_id)
+        self.session_id = session_id
+
+    def __str__(self) -> str:
+        return f"no live session {self.session_id}: it never existed here, or it has ended"
+
+
+class SessionExists(JidokaError):
+    """A session with this id is still visible.
+
+    Attributes:
+        session_id: the id that was to be created.
+    """
+
+    def __init__(self, session_id: UUID) -> None:
+        super().__init__(session_id)
+        self.session_id = session_id
+
+    def __str__(self) -> str:
+        return (
+            f"session {self.session_id} exists: leave session_id out to get a new id, or wait "
+            "until the old session has ended and cleanup_delay is over"
+        )
+
+
+class IllegalTransition(JidokaError, ValueError):
+    """A status may not move to the one asked for.
+
+    Attributes:
+        session_id: whose status it is.
+        current: the status it has.
+        requested: the status asked for.
+        allowed: the statuses it may move to.
+    """
+
+    def __init__(
+        self, session_id: UUID, current: str, requested: str, allowed: tuple[str, ...]
+    ) -> None:
+        super().__init__(session_id, current, requested, allowed)
+        self.session_id = session_id
+        self.current = current
+        self.requested = requested
+        self.allowed = allowed
+
+    def __str__(self) -> str:
+        ways = ", ".join(self.allowed) or "no other status"
+        return (
+            f"session {self.session_id} is {self.current} and cannot become {self.requested}; "
+            f"from {self.current} it may move to {ways}"
+        )
+
+
+class VersionConflict(JidokaError):
+    """The session is not at the version that the caller expected.
+
+    Attributes:
+        session_id: whose version it is.
+        expected: the version that was given as ``expected_version``.
+        actual: the version the session has.
+    """
+
+    def __init__(self, session_id: UUID, expected: int, actual: int) -> None:
+        super().__init__(session_id, expected, actual)
+        self.session_id = session_id
+        self.expected = expected
+        self.actual = actual
+
+    def __str__(self) -> str:
+        return (
+            f"session {self.session_id} is at version {self.actual}, not {self.expected}: "
+            "read it again, decide again, and pass the version you read"
+        )
+
+
+class InvalidSessionId(JidokaError, ValueError):
+    """What was given as an id is neither a UUID nor the text of one.
+
+    Attributes:
+        value: what was given, shortened, as text.
+    """
+
+    def __init__(self, value: str) -> None:
+        super().__init__(value)
+        self.value = value
+
+    def __str__(self) -> str:
+        return (
+            f"{self.value} is no session id: pass a uuid.UUID, or its text of 32 hexadecimal "
+            "digits with or without hyphens, with or without 'session_' before it"
+        )
+
+
+class InvalidName(JidokaError, ValueError):
+    """What was given as a registry's name cannot be one.
+
+    Attributes:
+        name: what was given, shortened, as text.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"{self.name} is no registry name: use 1 to 64 of A-Z, a-z, 0-9, '_' and '-'"
+
+
+class InvalidMetadata(JidokaError, ValueError):
+    """A map holds something that JSON does not.
+
+    Attributes:
+        path: where, as Python would write it, like ``metadata["a"][3]``.
+        reason: what is wrong there.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} {self.reason}: maps hold str keys and str, 64-bit int, finite float, "
+            "bool, None, list and dict values, at most 32 deep"
+        )
+
+
+class RecordTooLarge(JidokaError, ValueError):
+    """The encoded session does not fit.
+
+    Attributes:
+        size: the record's size in bytes.
+        limit: the largest record that fits, in bytes.
+    """
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(size, limit)
+        self.size = size
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return (
+            f"the session takes {self.size} bytes and a slot holds {self.limit}: keep less in "
+            "its maps, or make the registry with a larger slot_size"
+        )
+
+
+class RegistryFull(JidokaError):
+    """There is no room: no free slot, or not enough of /dev/shm.
+
+    Attributes:
+        needed: what was asked for (slots, or bytes).
+        available: what there is of it.
+        unit: ``"slots"``, ``"bytes of /dev/shm"`` or ``"entries near the id's home"``.
+    """
+
+    def __init__(self, needed: int, available: int, unit: str) -> None:
+        super().__init__(needed, available, unit)
+        self.needed = needed
+        self.available = available
+        self.unit = unit
+
+    def __str__(self) -> str:
+        if self.unit == "bytes of /dev/shm":
+            out = (
+                "free some, make the registry smaller, or enlarge /dev/shm (in a container, "
+                "start it with a larger --shm-size)"
+            )
+        else:
+            out = "end sessions, or make the registry with a larger capacity"
+        return f"the registry needs {self.needed} {self.unit}, {self.available} are free: {out}"
+
+
+class RegistryNotFound(JidokaError, FileNotFoundError):
+    """No registry of this name appeared in time.
+
+    Attributes:
+        name: the registry's name.
+        timeout: how long it was waited for, in seconds.
+    """
+
+    def __init__(self, name: str, timeout: float) -> None:
+        # FileNotFoundError takes its errno and text from args; args stay the facts all the same.
+        super().__init__(name, timeout)
+        self.name = name
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return (
+            f"no registry {self.name!r} after {self.timeout:g} s: start its SessionManager "
+            "first, or give a longer timeout"
+        )
+
+
+class RegistryClosed(JidokaError):
+    """This handle is closed, or the registry was destroyed.
+
+    Attributes:
+        name: the registry's name.
+        reason: which of the two, in words.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"registry {self.name!r}: {self.reason}; open it again to go on"
+
+
+class WriterAlreadyRunning(JidokaError):
+    """Another manager holds the registry's lock.
+
+    Attributes:
+        name: the registry's name.
+        pid: the holder's pid, or None where it cannot be known.
+    """
+
+    def __init__(self, name: str, pid: int | None) -> None:
+        super().__init__(name, pid)
+        self.name = name
+        self.pid = pid
+
+    def __str__(self) -> str:
+        holder = "another process" if self.pid is None else f"process {self.pid}"
+        return (
+            f"registry {self.name!r} has a writer already ({holder}): read with SessionReader, "
+            "change through SessionClient, or wait for its end with wait="
+        )
+
+
+class WriterUnavailable(JidokaError, ConnectionError):
+    """No writer answers for the registry.
+
+    Attributes:
+        name: the registry's name.
+        outcome_unknown: True where a change was sent and nobody can tell whether it was made.
+    """
+
+    def __init__(self, name: str, outcome_unknown: bool = False) -> None:  # noqa: FBT001, FBT002 - a fact, not a switch
+        super().__init__(name, outcome_unknown)
+        self.name = name
+        self.outcome_unknown = outcome_unknown
+
+    def __str__(self) -> str:
+        tail = "; the change may or may not have been made" if self.outcome_unknown else ""
+        return f"registry {self.name!r} has no writer: reads go on, changes wait for one{tail}"
+
+
+class OwnerNotAlive(JidokaError, ValueError):
+    """The process named as a session's owner is not alive.
+
+    Attributes:
+        pid: the process id that was given.
+    """
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(pid)
+        self.pid = pid
+
+    def __str__(self) -> str:
+        return f"process {self.pid} is not alive: pass the pid of a running process, or None"
+
+
+class RegistryForbidden(JidokaError, PermissionError):
+    """The registry belongs to another user.
+
+    Attributes:
+        name: the registry's name.
+        uid: its owner's uid, or None where even that cannot be known.
+    """
+
+    def __init__(self, name: str, uid: int | None) -> None:
+        super().__init__(name, uid)
+        self.name = name
+        self.uid = uid
+
+    def __str__(self) -> str:
+        owner = "another user" if self.uid is None else f"the user with uid {self.uid}"
+        return (
+            f"registry {self.name!r} belongs to {owner}: choose another name, or have its owner "
+            "make it with mode=0o640 or 0o644 to be read"
+        )
+
+
+class UnsupportedPlatform(JidokaError, OSError):
+    """This system is not Linux.
+
+    Attributes:
+        platform: what ``sys.platform`` says.
+    """
+
+    def __init__(self, platform: str) -> None:
+        super().__init__(platform)
+        self.platform = platform
+
+    def __str__(self) -> str:
+        return f"a registry cannot be opened on {self.platform}: jidoka_shm needs Linux"
+
+
+class ForkedHandle(JidokaError):
+    """A manager was used in a process forked from the one that made it.
+
+    Attributes:
+        name: the registry's name.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return (
+            f"this manager of {self.name!r} belongs to the parent process: in a forked child "
+            "read with SessionReader and change through SessionClient"
+        )
+
+
+class ReentrantCall(JidokaError, RuntimeError):
+    """A signal handler or finalizer called the manager inside one of the manager's calls.
+
+    Attributes:
+        name: the registry's name.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return (
+            f"registry {self.name!r} is in the middle of a change in this very thread: a signal "
+            "handler or finalizer may read and close, but set a flag instead of changing"
+        )
+
+
+class FormatMismatch(JidokaError):
+    """The memory was laid out by another version of this package.
+
+    Attributes:
+        name: the registry's name.
+        found: the format version in memory, or None where the magic is not ours at all.
+        supported: the format version of this package.
+    """
+
+    def __init__(self, name: str, found: int | None, supported: int) -> None:
+        super().__init__(name, found, supported)
+        self.name = name
+        self.found = found
+        self.supported = supported
+
+    def __str__(self) -> str:
+        found = "an unknown format" if self.found is None else f"format {self.found}"
+        return (
+            f"registry {self.name!r} has {found}, this package reads format {self.supported}: use "
+            "one version of jidoka_shm everywhere, or discard the old registry with fresh=True"
+        )
+
+
+class CorruptRegistry(JidokaError):
+    """The memory holds something that its writer can never have put there.
+
+    Attributes:
+        reason: what is wrong, and where.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"damaged registry: {self.reason}; the next SessionManager drops what is damaged and "
+            "keeps the rest, fresh=True starts anew"
+        )
+
+
+class ReadContended(JidokaError):
+    """A read met a new commit at every one of its tries.
+
+    Attributes:
+        tries: how many there were.
+    """
+
+    def __init__(self, tries: int) -> None:
+        super().__init__(tries)
+        self.tries = tries
+
+    def __str__(self) -> str:
+        return f"{self.tries} tries each met a new commit of the same session: read again"

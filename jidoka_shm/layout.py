@@ -1,0 +1,278 @@
+"""The binary format: names, magics, fields, offsets and the geometry of a table. No behaviour.
+
+docs/format.md describes this file for other implementations, and a test compares the two. All
+numbers are little-endian; *word* means an aligned unsigned integer of 8 bytes.
+
+Two kinds of shared-memory object make a registry::
+
+    /jidoka_shm.NAME               the control, 4096 bytes
+    /jidoka_shm.NAME.GENERATION    one table: header, index, reach, slots
+
+Any change of what stands here raises ``FORMAT_VERSION`` and gets an entry under *Memory format*
+in CHANGELOG.md.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+
+from .errors import InvalidName
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    class Memory(Buffer, Protocol):
+        """What a registry may live in: an ``mmap`` or a ``bytearray``."""
+
+        def __len__(self) -> int: ...
+        def __getitem__(self, key: slice, /) -> bytes | bytearray: ...
+        def __setitem__(self, key: slice, value: Any, /) -> None: ...  # noqa: ANN401 - bytes-like
+
+
+FORMAT_VERSION: Final = 1
+
+#: ``b"JIDOKA-C"`` and ``b"JIDOKA-T"``, read as a word; stored last, so a half-made object has none.
+CONTROL_MAGIC: Final = int.from_bytes(b"JIDOKA-C", "little")
+TABLE_MAGIC: Final = int.from_bytes(b"JIDOKA-T", "little")
+
+# ---------------------------------------------------------------------------- names
+
+PREFIX: Final = "jidoka_shm."
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+
+
+def check_name(name: object) -> str:
+    """Return ``name`` if a registry can be called so.
+
+    Raises:
+        InvalidName: otherwise. A dot is refused, so no registry's control is another's table.
+    """
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        raise InvalidName(repr(name)[:80])
+    return name
+
+
+def control_name(name: str) -> str:
+    """Return the name of a registry's control object, as shm_open takes it."""
+    return f"/{PREFIX}{name}"
+
+
+def table_name(name: str, generation: int) -> str:
+    """Return the name of one generation's table object, as shm_open takes it."""
+    return f"/{PREFIX}{name}.{generation}"
+
+
+# ---------------------------------------------------------------------------- control
+
+CONTROL_SIZE: Final = 4096
+
+#: Offset in bytes of each field of the control. All are words but the two that are named here.
+CONTROL_FIELDS: Final[dict[str, int]] = {
+    "magic": 0,
+    "format": 8,
+    "instance": 16,  # 16 bytes, a UUID in network byte order
+    "generation": 32,
+    # The change word has a cache line of its own: each commit stores to it twice.
+    "change": 64,
+    "writer_pid": 128,
+    "writer_start": 136,
+    "writer_namespace": 144,
+    "created": 192,
+    "updated": 200,
+    "removed": 208,
+    "takeovers": 216,
+    "dropped": 224,
+    "socket_path": 256,  # SOCKET_PATH_SIZE bytes, UTF-8, the rest zero
+}
+SOCKET_PATH_SIZE: Final = 128
+
+# ---------------------------------------------------------------------------- index words
+
+EMPTY: Final = 0
+MOVED: Final = 1
+CLOSED: Final = 2
+
+SLOT_BITS: Final = 24
+SLOT_MASK: Final = (1 << SLOT_BITS) - 1
+VERSION_MASK: Final = (1 << 40) - 1
+
+
+def index_word(version: int, slot: int) -> int:
+    """Return the word that makes ``slot`` the record of ``version``.
+
+    Versions start at 1, so such a word is above 2**24 and never one of the three others.
+    """
+    return (version & VERSION_MASK) << SLOT_BITS | slot
+
+
+# ---------------------------------------------------------------------------- table header
+
+TABLE_HEADER: Final = struct.Struct("<QII16sQIII4xQ")
+TABLE_HEADER_SIZE: Final = TABLE_HEADER.size
+
+#: Offset in bytes and struct code of each field of the table header.
+TABLE_FIELDS: Final[dict[str, tuple[int, str]]] = {
+    "magic": (0, "Q"),
+    "format": (8, "I"),
+    "crc": (12, "I"),
+    "instance": (16, "16s"),
+    "generation": (32, "Q"),
+    "index_size": (40, "I"),
+    "slot_count": (44, "I"),
+    "slot_size": (48, "I"),
+    "base_version": (56, "Q"),
+}
+
+# ---------------------------------------------------------------------------- slots
+
+SLOT_HEADER: Final = struct.Struct("<16sQQQIIBBHIII")
+SLOT_HEADER_SIZE: Final = SLOT_HEADER.size
+#: Bytes of a slot's header that its own crc32 covers: all before it.
+SLOT_CRC_OFFSET: Final = 60
+
+#: The same header as a numpy dtype: the columns of ``snapshot()``.
+SLOT_DTYPE: Final = np.dtype(
+    {
+        "names": [
+            "session_id",
+            "version",
+            "created_at",
+            "updated_at",
+            "pid",
+            "payload_length",
+            "status",
+            "flags",
+            "payload_crc",
+            "header_crc",
+        ],
+        "formats": ["V16", "<u8", "<i8", "<i8", "<u4", "<u4", "u1", "u1", "<u4", "<u4"],
+        "offsets": [0, 16, 24, 32, 40, 44, 48, 49, 52, 60],
+        "itemsize": SLOT_HEADER_SIZE,
+    }
+)
+
+#: A status as the slot header writes it. Position is code; 0 is never written.
+STATUS_CODES: Final = ("", "initializing", "active", "idle", "terminating", "terminated")
+
+# ---------------------------------------------------------------------------- geometry
+
+#: The farthest that a session may lie from its home entry; one byte of reach holds it.
+MAX_DISTANCE: Final = 254
+
+#: Slots beyond the capacity. One is what an update in a full table needs (a record is never
+#: overwritten in place); with the others a slot that was just freed rests for as many commits
+#: as there are, so that a reader still copying it seldom has to retry.
+SPARE_SLOTS: Final = 16
+
+MAX_CAPACITY: Final = (1 << SLOT_BITS) - SPARE_SLOTS
+MIN_SLOT_SIZE: Final = 128
+MAX_SLOT_SIZE: Final = 1 << 24
+ALIGNMENT: Final = 64
+
+
+def _is_prime(number: int) -> bool:
+    """Return whether ``number`` is prime, by trial division (at most 4,300 steps here)."""
+    return number > 1 and all(number % d for d in range(2, int(number**0.5) + 1))
+
+
+def _near_power_of_two(number: int) -> bool:
+    """Return whether ``number`` is within 5% of a power of two."""
+    below = 1 << (number.bit_length() - 1)
+    return any(abs(number - power) * 20 <= power for power in (below, 2 * below))
+
+
+def index_size_for(capacity: int) -> int:
+    """Return how many home entries a table of ``capacity`` sessions has.
+
+    The first prime at or above 4.3 times the capacity (a load of 23%) that is farther than 5%
+    from a power of two. A prime spreads ids that share low bits; close to a power of two,
+    version-1 and version-6 ids, whose time stands in their high bits, fall on few homes.
+    """
+    size = -(-43 * capacity // 10)
+    while _near_power_of_two(size) or not _is_prime(size):
+        size += 1
+    return size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """The sizes of one table, in entries, slots and bytes, and where its parts begin."""
+
+    index_size: int
+    slot_count: int
+    slot_size: int
+
+    @classmethod
+    def for_capacity(cls, capacity: int, slot_size: int) -> Geometry:
+        """Return the geometry of a table for ``capacity`` sessions.
+
+        Args:
+            capacity: sessions, 1 to 2**24 less the spare slots.
+            slot_size: bytes a slot, header included; a multiple of 64.
+
+        Raises:
+            ValueError: where either is outside its limits.
+        """
+        if not 1 <= capacity <= MAX_CAPACITY:
+            msg = f"capacity is {capacity}: it must be 1 to {MAX_CAPACITY} sessions"
+            raise ValueError(msg)
+        if not MIN_SLOT_SIZE <= slot_size <= MAX_SLOT_SIZE or slot_size % ALIGNMENT:
+            msg = (
+                f"slot_size is {slot_size}: it must be a multiple of {ALIGNMENT} from "
+                f"{MIN_SLOT_SIZE} to {MAX_SLOT_SIZE} bytes"
+            )
+            raise ValueError(msg)
+        return cls(
+            index_size=index_size_for(capacity),
+            slot_count=capacity + SPARE_SLOTS,
+            slot_size=slot_size,
+        )
+
+    @property
+    def capacity(self) -> int:
+        """Sessions that fit."""
+        return self.slot_count - SPARE_SLOTS
+
+    @property
+    def payload_limit(self) -> int:
+        """Bytes of payload that fit into one slot."""
+        return self.slot_size - SLOT_HEADER_SIZE
+
+    @property
+    def entries(self) -> int:
+        """Index entries: the homes, and room beyond the last one, so that nothing wraps."""
+        return self.index_size + MAX_DISTANCE
+
+    @property
+    def index_offset(self) -> int:
+        """Where the index begins, in bytes."""
+        return TABLE_HEADER_SIZE
+
+    @property
+    def reach_offset(self) -> int:
+        """Where the reach bytes begin."""
+        return self.index_offset + 8 * self.entries
+
+    @property
+    def slots_offset(self) -> int:
+        """Where slot 0 begins."""
+        return -(-(self.reach_offset + self.index_size) // ALIGNMENT) * ALIGNMENT
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole table object."""
+        return self.slots_offset + self.slot_count * self.slot_size
+
+    def is_sane(self) -> bool:
+        """Return whether a table can have these sizes; bytes read from memory may say anything."""
+        return (
+            self.index_size > 0
+            and SPARE_SLOTS < self.slot_count <= 1 << SLOT_BITS
+            and MIN_SLOT_SIZE <= self.slot_size <= MAX_SLOT_SIZE
+            and self.slot_size % ALIGNMENT == 0
+        )

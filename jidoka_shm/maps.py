@@ -1,0 +1,126 @@
+"""What a session's two maps may hold, and their encoding.
+
+Maps hold what JSON holds: str keys at every level, and str, 64-bit int, finite float, bool, None,
+list and dict values, at most ``MAX_DEPTH`` containers deep. What comes back equals what went in;
+anything else is an error that names the path to it. The test for that is cheap because it asks
+only whether a copy comes back equal; the path is looked for when it does not.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw
+
+from .errors import InvalidMetadata
+
+Map = dict[str, Any]
+
+MAX_DEPTH: Final = 32
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_to_json: Final = msgspec.json.Encoder().encode
+_from_json: Final = msgspec.json.Decoder().decode
+_EMPTY_MAP: Final = Raw(_encode({}))
+
+#: What the encoders raise for what they cannot take; a stranger's ``__eq__`` is not among them.
+_REFUSALS: Final = (
+    msgspec.MsgspecError,
+    TypeError,
+    ValueError,
+    OverflowError,
+    RecursionError,
+)
+
+#: Return the map that a ``Raw`` of msgpack holds, made anew.
+decode_map: Final = msgspec.msgpack.Decoder(Map).decode
+
+
+def encode_map(value: object, name: str) -> Raw:
+    """Return ``value`` as msgpack, once it is known to hold only what JSON holds.
+
+    Args:
+        value: the map, or None for an empty one.
+        name: what to call it in an error.
+
+    Raises:
+        InvalidMetadata: naming the path of the first value that would not come back equal.
+    """
+    if value is None:
+        return _EMPTY_MAP
+    if not isinstance(value, dict):
+        raise InvalidMetadata(name, f"is {_describe(value)}, not a dict")
+    packed = _pack(value, MAX_DEPTH)
+    if packed is None:
+        raise _fault(value, name, MAX_DEPTH)
+    return Raw(packed)
+
+
+def _pack(value: object, room: int) -> bytes | None:
+    """Return ``value`` as msgpack, or None where JSON would not bring it back equal.
+
+    By way of JSON, since msgpack alone also brings back bytes, int keys, infinities and
+    datetimes; and as msgpack, since JSON alone also brings back ints beyond 64 bits.
+
+    Args:
+        value: what may be part of a map.
+        room: how many containers deep it may be.
+    """
+    try:
+        text = _to_json(value)
+        if _from_json(text) != value:
+            return None
+        # Brackets in strings count as well, which only asks for the exact answer too often.
+        if text.count(b"[") + text.count(b"{") > room and _is_deeper(value, room):
+            return None
+        return _encode(value)
+    except _REFUSALS:
+        return None
+
+
+def _is_deeper(value: object, room: int) -> bool:
+    """Return whether ``value`` has more than ``room`` containers one in the other."""
+    level = [value]
+    for _ in range(room + 1):
+        level = [item for item in level if isinstance(item, (dict, list))]
+        if not level:
+            return False
+        level = [child for item in level for child in _children(item).values()]
+    return True
+
+
+def _children(value: object) -> dict[str, Any]:
+    """Return what a container holds, each under the text that follows its path."""
+    if isinstance(value, dict):
+        return {f"[{_quoted(key)}]": child for key, child in value.items()}
+    if isinstance(value, list):
+        return {f"[{at}]": child for at, child in enumerate(value)}
+    return {}
+
+
+def _fault(value: object, path: str, room: int) -> InvalidMetadata:
+    """Return the error for the first part of ``value`` that does not come back equal."""
+    if room == 0 and isinstance(value, (dict, list)):
+        return InvalidMetadata(path, f"is more than {MAX_DEPTH} deep")
+    for key in value if isinstance(value, dict) else ():
+        if not isinstance(key, str) or _pack(key, room) is None:
+            return InvalidMetadata(path, f"has the key {_describe(key)}")
+    for step, child in _children(value).items():
+        if _pack(child, room - 1) is None:
+            return _fault(child, path + step, room - 1)
+    return InvalidMetadata(path, f"is {_describe(value)}")
+
+
+def _quoted(key: object) -> str:
+    """Return a key as it stands in a path: in double quotes, as JSON has it."""
+    return f'"{key}"' if isinstance(key, str) and key.isprintable() else ascii(key)
+
+
+def _describe(value: object) -> str:
+    """Return a short text of a value, whose repr is a stranger's code and may fail."""
+    try:
+        text = ascii(value)
+    except Exception as error:  # noqa: BLE001 - whatever a stranger's repr raises
+        text = f"no repr, {type(error).__name__}"
+    return f"{text[:60]} ({type(value).__name__})"

@@ -1,0 +1,99 @@
+"""One asyncio loop in a daemon thread: what a manager does by itself, and when.
+
+There is one timer, for the earliest deadline. Another thread wakes the loop only for a deadline
+earlier than that, so a thousand terminations cost one wake-up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import threading
+from typing import TYPE_CHECKING, Final
+
+from . import forks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Loops of forked-from processes, kept for ever: collecting one would warn, or act on the epoll
+#: that it shares with the parent.
+_abandoned: Final[list[asyncio.AbstractEventLoop]] = []
+
+#: How often ``watch`` is called, in seconds.
+_WATCH_INTERVAL: Final = 0.5
+
+
+class Reactor:
+    """Calls ``turn`` at its deadlines and ``watch`` now and then, in a thread of its own."""
+
+    def __init__(
+        self, name: str, *, turn: Callable[[], int | None], watch: Callable[[], None]
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            name: the thread's name.
+            turn: does what is due and returns the next deadline, in nanoseconds of
+                CLOCK_MONOTONIC, which is the loop's own clock; or None.
+            watch: called every half second.
+        """
+        self._turn = turn
+        self._watch = watch
+        forks.register(self)
+        self._selector = selectors.DefaultSelector()
+        self._loop = asyncio.SelectorEventLoop(self._selector)
+        self._armed: int | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop.call_later(_WATCH_INTERVAL, self._tick)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def wake_at(self, deadline: int | None) -> None:
+        """Have ``turn`` called at ``deadline``, unless it is called before that anyway."""
+        armed = self._armed
+        if deadline is not None and (armed is None or deadline < armed):
+            self._armed = deadline
+            self._loop.call_soon_threadsafe(self._arm)
+
+    def stop(self) -> None:
+        """End the thread and wait for it; in that thread itself, end it with this callback."""
+        if self._loop.is_closed():
+            return
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def after_fork_in_child(self) -> None:
+        """Let go in a forked child, where the thread does not run, of what the parent uses.
+
+        By closing descriptors alone: the loop's own close would unregister them from the epoll
+        that both processes share, and so deafen the parent.
+        """
+        if self._loop.is_closed():
+            return
+        _abandoned.append(self._loop)
+        for key in list(self._selector.get_map().values()):
+            key.fileobj.close()  # type: ignore[union-attr] - the loop's wake-up socket
+        self._loop._csock.close()  # type: ignore[attr-defined] # noqa: SLF001 - its other end
+        self._selector.close()
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._armed is not None:
+            self._timer = self._loop.call_at(self._armed / 1e9, self._fire)
+
+    def _fire(self) -> None:
+        self._armed = None
+        self.wake_at(self._turn())
+
+    def _tick(self) -> None:
+        self._watch()
+        self._loop.call_later(_WATCH_INTERVAL, self._tick)

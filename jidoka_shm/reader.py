@@ -1,0 +1,81 @@
+"""``SessionReader``: look sessions up from any process, with no lock and no system call."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import TYPE_CHECKING, Any
+
+from . import forks
+from .arguments import check_flag, check_seconds, check_whole
+from .attachment import Attachment, attach, attach_again, detached
+from .errors import RegistryClosed
+from .layout import check_name
+from .reads import SessionReads
+
+if TYPE_CHECKING:
+    from typing import Self
+
+
+class SessionReader(SessionReads):
+    """A registry, read-only, in any process and from any thread.
+
+    Leaving ``with`` closes it. It can be pickled, as its name and options, and used after a fork.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        timeout: float = 1.0,
+        cache_size: int = 65_536,
+        verify: bool = False,
+    ) -> None:
+        """Attach to a registry; a reader never makes one.
+
+        Args:
+            name: the registry's name.
+            timeout: how long to wait for it to be there, in seconds.
+            cache_size: how many look-ups to keep; 0 keeps none.
+            verify: compute the crcs of whatever is read, 150 ns or so a look-up. Damage to the
+                memory is found so; a machine other than x86-64 always does.
+
+        Raises:
+            RegistryNotFound: where no registry is there in time.
+            RegistryForbidden, FormatMismatch, CorruptRegistry: where it cannot be read.
+            InvalidName: for a name that no registry can have.
+        """
+        self._name = check_name(name)
+        self._options = {
+            "timeout": check_seconds("timeout", timeout),
+            "cache_size": check_whole("cache_size", cache_size),
+            "verify": check_flag("verify", verify),
+        }
+        self._lock = threading.Lock()
+        self._view = attach(name, **self._options)
+        forks.register(self)
+
+    def _attach_again(self, old: Attachment) -> None:
+        with self._lock:
+            if self._view is old:
+                self._view = attach_again(self._name, old, **self._options)
+
+    def close(self) -> None:
+        """Let go of the registry. May be repeated; reads in other threads end by themselves."""
+        self._view = detached(RegistryClosed, self._name, "this reader is closed")
+
+    def after_fork_in_child(self) -> None:
+        """Replace the lock, which a thread that is not here may hold."""
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(type(self), self._name, **self._options), ()
+
+    def __repr__(self) -> str:
+        return f"SessionReader({self._name!r}, {self._summary()})"

@@ -1,0 +1,388 @@
+"""Reading: the one implementation behind every kind of handle, and the protocol they all satisfy.
+
+A look-up takes no lock and makes no system call; a list makes one, to see that the name stands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import ItemsView, Iterator, Mapping, ValuesView
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
+from uuid import UUID
+
+import numpy as np
+
+from . import processes
+from .attachment import Attachment, Listing
+from .errors import (
+    CorruptRegistry,
+    InvalidSessionId,
+    JidokaError,
+    ReadContended,
+    RegistryClosed,
+    SessionNotFound,
+)
+from .scan import scan_headers, scan_sessions
+from .session import STATUS_OF_CODE, Session, SessionStatus, decode_ids, parse_session_id, parse_status
+from .table import TableGone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+T = TypeVar("T")
+
+#: How often one call attaches again. Once a growth or a new instance is all that it takes.
+_ATTACHMENTS: Final = 8
+
+#: Tries at a table that stays as it is while ``check`` looks at all of it.
+_CHECKS: Final = 20
+
+
+class Sessions(Protocol):
+    """What manager, reader and client have in common: all that reads."""
+
+    def get_session_info(self, session_id: UUID | str) -> Session: ...
+    def get_session_pid(self, session_id: UUID | str) -> int | None: ...
+    def get_session_status(self, session_id: UUID | str) -> SessionStatus: ...
+    def list_sessions(self, status: SessionStatus | str | None = None) -> list[Session]: ...
+    def count_by_status(self) -> dict[SessionStatus, int]: ...
+    def snapshot(self) -> NDArray[Any]: ...
+    def stats(self) -> Stats: ...
+    def refresh(self) -> None: ...
+    def close(self) -> None: ...
+    @property
+    def version(self) -> int | None: ...
+    @property
+    def writer_alive(self) -> bool | None: ...
+    def __getitem__(self, session_id: UUID | str, /) -> Session: ...
+    def __contains__(self, session_id: object, /) -> bool: ...
+    def __iter__(self) -> Iterator[UUID]: ...
+    def __len__(self) -> int: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Figures of a registry and of the handle that was asked.
+
+    Attributes:
+        name: the registry's name.
+        instance: the id of this creation of it.
+        generation: which table it is at.
+        version: commits so far; None while one is under way or was cut short.
+        sessions: sessions that are visible.
+        capacity: sessions that fit.
+        slot_size: bytes a slot.
+        index_size: home entries.
+        table_bytes: bytes of the table's shared memory.
+        created, updated, removed: changes since the registry was created.
+        takeovers: how often a writer took it over.
+        dropped: damaged records that recoveries dropped.
+        cached: look-ups that this handle keeps.
+        retries: reads of this handle that met a commit and tried again.
+    """
+
+    name: str
+    instance: UUID
+    generation: int
+    version: int | None
+    sessions: int
+    capacity: int
+    slot_size: int
+    index_size: int
+    table_bytes: int
+    created: int
+    updated: int
+    removed: int
+    takeovers: int
+    dropped: int
+    cached: int
+    retries: int
+
+
+class SessionReads(Mapping[UUID, Session]):
+    """Reading, for every kind of handle. A ``Mapping`` of what ``get_session_info`` finds."""
+
+    _name: str
+    _view: Attachment
+
+    # ------------------------------------------------------------------ one session
+
+    def get_session_info(self, session_id: UUID | str) -> Session:
+        """Return a session, one in its last moments as terminated included.
+
+        Args:
+            session_id: the id, or its text with or without ``session_`` before it. A ``UUID`` is
+                the fast way.
+
+        Raises:
+            SessionNotFound: where it is not there.
+            InvalidSessionId: for what is no id.
+        """
+        view = self._view
+        try:
+            hit = view.young.get(session_id.int)  # type: ignore[union-attr] - a str is caught
+        except AttributeError:
+            hit = None
+        if hit is not None and view.words[hit[0]] == hit[1]:
+            return hit[2]
+        session = self._look_up(session_id)
+        if session is None:
+            raise SessionNotFound(parse_session_id(session_id))
+        return session
+
+    __getitem__ = get_session_info
+
+    def get_session_status(self, session_id: UUID | str) -> SessionStatus:
+        """Return a session's status; otherwise as ``get_session_info``, in half its time."""
+        return self._look_up_brief(session_id)[0]
+
+    def get_session_pid(self, session_id: UUID | str) -> int | None:
+        """Return the pid of a session's owner process, or None where it has none.
+
+        Raises:
+            SessionNotFound: where it is not there, or terminated.
+            InvalidSessionId: for what is no id.
+        """
+        status, pid = self._look_up_brief(session_id)
+        if status is SessionStatus.TERMINATED:
+            raise SessionNotFound(parse_session_id(session_id))
+        return pid
+
+    @overload
+    def get(self, session_id: object, /) -> Session | None: ...
+    @overload
+    def get(self, session_id: object, /, default: T) -> Session | T: ...
+    def get(self, session_id: object, /, default: T | None = None) -> Session | T | None:
+        """Return a session, or ``default`` where it is not there or ``session_id`` is no id."""
+        view = self._view
+        try:
+            hit = view.young.get(session_id.int)  # type: ignore[attr-defined] - caught
+        except AttributeError:
+            hit = None
+        if hit is not None and view.words[hit[0]] == hit[1]:
+            return hit[2]
+        try:
+            session = self._look_up(session_id)
+        except InvalidSessionId:
+            return default
+        return default if session is None else session
+
+    def __contains__(self, session_id: object) -> bool:
+        return self.get(session_id) is not None
+
+    def _look_up(self, session_id: object) -> Session | None:
+        key = session_id if type(session_id) is UUID else parse_session_id(session_id)
+        for _ in range(_ATTACHMENTS):
+            view = self._view
+            try:
+                return view.look_up(key)
+            except TableGone:
+                self._attach_again(view)
+        raise ReadContended(_ATTACHMENTS)
+
+    def _look_up_brief(self, session_id: UUID | str) -> tuple[SessionStatus, int | None]:
+        key = session_id if type(session_id) is UUID else parse_session_id(session_id)
+        for _ in range(_ATTACHMENTS):
+            view = self._view
+            hit = view.young.get(key.int)
+            if hit is not None and view.words[hit[0]] == hit[1]:
+                return hit[2].status, hit[2].pid
+            try:
+                found = view.table.find_brief(key)
+            except TableGone:
+                self._attach_again(view)
+                continue
+            if found is None:
+                raise SessionNotFound(key)
+            return _status(key, found.copy[3]), found.copy[2] or None
+        raise ReadContended(_ATTACHMENTS)
+
+    # ------------------------------------------------------------------ all sessions
+
+    def list_sessions(self, status: SessionStatus | str | None = None) -> list[Session]:
+        """Return the sessions of a status, or all but the terminated; in no promised order.
+
+        Where no commit came between, that is an atomic snapshot. Otherwise each session is whole
+        and current, and each that lived throughout is there once.
+
+        Raises:
+            ValueError: for a status that is none.
+        """
+        wanted = None if status is None else parse_status(status)
+        listing = self._listing()
+        listed = listing.lists.get(wanted)
+        if listed is None:
+            sessions = listing.sessions.values()
+            if wanted is None:
+                listed = [s for s in sessions if s.status is not SessionStatus.TERMINATED]
+            else:
+                listed = [s for s in sessions if s.status is wanted]
+            listing.lists[wanted] = listed
+        return listed.copy()
+
+    def count_by_status(self) -> dict[SessionStatus, int]:
+        """Return how many sessions have each status; all five are there, the terminated too."""
+        codes = self.snapshot()["status"]
+        return {
+            status: int((codes == code).sum()) for code, status in STATUS_OF_CODE.items()
+        }
+
+    def snapshot(self) -> NDArray[Any]:
+        """Return the header columns of all sessions, the terminated too: a copy, a row each.
+
+        The columns are those of the slot header in docs/format.md: ``session_id`` (16 raw bytes),
+        ``version``, ``created_at`` and ``updated_at`` (nanoseconds since the epoch), ``pid`` (0
+        for none), ``status`` (its code), and the lengths and crcs of the record. As atomic as
+        ``list_sessions``.
+        """
+        return self._on_table(lambda view: scan_headers(view.table)[1])
+
+    def __len__(self) -> int:
+        return self._on_table(lambda view: int(np.count_nonzero(view.table.copy_index())))
+
+    def __iter__(self) -> Iterator[UUID]:
+        return iter(decode_ids(self.snapshot()["session_id"].tobytes()))
+
+    # A Mapping's own views would look up each id again, and raise for one that ended meanwhile.
+
+    def items(self) -> ItemsView[UUID, Session]:
+        """Return the pairs of id and session; each iteration is one scan."""
+        return _Items(self)
+
+    def values(self) -> ValuesView[Session]:
+        """Return the sessions; each iteration is one scan."""
+        return _Values(self)
+
+    def _listing(self) -> Listing:
+        return self._on_table(_scanned)
+
+    def _on_table(self, read: Callable[[Attachment], T]) -> T:
+        """Return what ``read`` returns, attaching again where the table or its name is gone."""
+        for _ in range(_ATTACHMENTS):
+            view = self._view
+            try:
+                if view.is_named():
+                    return read(view)
+            except TableGone:
+                pass
+            self._attach_again(view)
+        raise ReadContended(_ATTACHMENTS)
+
+    # ------------------------------------------------------------------ the registry
+
+    @property
+    def name(self) -> str:
+        """The registry's name."""
+        return self._name
+
+    @property
+    def version(self) -> int | None:
+        """Commits so far; None while one is under way or was cut short by its writer's death.
+
+        A number that grew says that something changed; the same number, that nothing did.
+        """
+        change = self._view.table.change[0]
+        return None if change % 2 else change // 2
+
+    @property
+    def writer_alive(self) -> bool | None:
+        """Whether the registry has a living writer; None if it is of another pid namespace."""
+        writer = self._on_table(lambda view: view.control).writer()
+        return False if writer is None else processes.is_alive(writer)
+
+    def stats(self) -> Stats:
+        """Return figures of the registry and of this handle."""
+        view = self._on_table(lambda view: view)
+        geometry = view.table.geometry
+        return Stats(
+            name=self._name,
+            instance=view.identity[0],
+            generation=view.identity[1],
+            version=self.version,
+            sessions=len(self),
+            capacity=geometry.capacity,
+            slot_size=geometry.slot_size,
+            index_size=geometry.index_size,
+            table_bytes=geometry.size,
+            cached=view.cached,
+            retries=view.table.index.retries,
+            **view.control.counters(),
+        )
+
+    def refresh(self) -> None:
+        """Attach to what bears the name now; nothing happens where that is the same still.
+
+        Look-ups need no refresh: they meet a growth or a destruction by themselves. It is for
+        names that were removed behind the registry's back.
+
+        Raises:
+            RegistryClosed: where nothing bears the name any more.
+        """
+        view = self._view
+        if not view.is_named() or view.control.generation != view.identity[1]:
+            self._attach_again(view)
+
+    def check(self) -> list[str]:
+        """Return what is wrong with the registry, a line each; nothing where all is well.
+
+        It looks at all of the table, with all crcs, and needs a moment without a commit; it tries
+        a few times for one.
+
+        Raises:
+            ReadContended: where there was none.
+        """
+        for _ in range(_CHECKS):
+            before = self._view.table.change[0]
+            problems = self._on_table(lambda view: view.table.check())
+            if self._view.table.change[0] == before:
+                return problems
+        raise ReadContended(_CHECKS)
+
+    def _attach_again(self, old: Attachment) -> None:
+        """Put what follows ``old`` in its place, unless another thread did so."""
+        raise RegistryClosed(self._name, "it was destroyed")
+
+    def _summary(self) -> str:
+        """Return the part of a repr that says how the registry is, without raising."""
+        try:
+            return f"{len(self)} sessions, version {self.version}"
+        except JidokaError as error:
+            return f"{type(error).__name__}"
+
+    # A handle is itself, whatever it maps to: a Mapping's own == would compare all sessions.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
+class _Items(ItemsView[UUID, Session]):
+    _mapping: SessionReads
+
+    def __iter__(self) -> Iterator[tuple[UUID, Session]]:
+        for session in self._mapping.values():
+            yield session.session_id, session
+
+
+class _Values(ValuesView[Session]):
+    _mapping: SessionReads
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(list(self._mapping._listing().sessions.values()))  # noqa: SLF001 - its view
+
+
+def _scanned(view: Attachment) -> Listing:
+    """Return a scan of the table, the last one where nothing was committed since."""
+    listing = view.listing
+    if view.table.change[0] != listing.change:
+        change, sessions = scan_sessions(view.table, listing.sessions)
+        listing = view.listing = Listing(-1 if change is None else change, sessions, {})
+    return listing
+
+
+def _status(session_id: UUID, code: int) -> SessionStatus:
+    try:
+        return STATUS_OF_CODE[code]
+    except KeyError:
+        reason = f"session {session_id} has the status code {code}"
+        raise CorruptRegistry(reason) from None

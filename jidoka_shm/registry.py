@@ -1,0 +1,250 @@
+"""The rules: create, update, terminate, expire. Pure; it knows no clock, no lock and no I/O.
+
+Every call takes the time as an argument and either commits one change or raises and changes
+nothing. A session's deadline stands in its record, so the next writer takes it up again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from uuid import UUID
+
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
+
+from .deadlines import Deadlines
+from .errors import IllegalTransition, SessionExists, SessionNotFound, VersionConflict
+from .session import MOVES, Session, SessionStatus
+
+if TYPE_CHECKING:
+    from msgspec import Raw
+
+    from .control import ControlWriter, Identity
+    from .writer import Dropped, TableWriter
+
+#: What the record of an expired session says.
+EXPIRED: Final = "expired"
+
+#: Due sessions that one call of ``expire`` handles, so that other callers get their turn.
+_BATCH: Final = 256
+
+
+class Instant(NamedTuple):
+    """One moment on both clocks, in nanoseconds."""
+
+    wall: int
+    monotonic: int
+
+
+class Registry:
+    """The sessions of one registry, as their one writer changes them."""
+
+    def __init__(self, table: TableWriter, control: ControlWriter, *, cleanup_delay: int) -> None:
+        """Take a table to write.
+
+        Args:
+            table: the sessions.
+            control: where what happens is counted.
+            cleanup_delay: how long a terminated session stays visible, in nanoseconds.
+        """
+        self.table = table
+        self._control = control
+        self._cleanup_delay = cleanup_delay
+        self._deadlines = Deadlines()
+
+    def resume(self, identity: Identity) -> tuple[int, tuple[Dropped, ...]]:
+        """Take up what the table holds, deadlines included.
+
+        Returns:
+            How many sessions were kept, and what was dropped.
+        """
+        self._deadlines = Deadlines()
+        kept = 0
+
+        def visit(session: Session) -> None:
+            nonlocal kept
+            kept += 1
+            self._deadlines.set(session.session_id.int, session._deadline)  # noqa: SLF001 - ours
+
+        dropped = self.table.resume(identity, visit)
+        self._control.count("dropped", len(dropped))
+        return kept, dropped
+
+    # ------------------------------------------------------------------ changes
+
+    def create(  # noqa: PLR0913 - one argument a field
+        self,
+        session_id: UUID,
+        *,
+        metadata: Raw,
+        llm_config: Raw,
+        owner: Identity | None,
+        ttl: int | None,
+        now: Instant,
+    ) -> Session:
+        """Add a session, initializing.
+
+        Args:
+            session_id: its id.
+            metadata: its metadata, encoded.
+            llm_config: its model configuration, encoded.
+            owner: its owner process.
+            ttl: in how many nanoseconds it expires, or None.
+            now: the time.
+
+        Raises:
+            SessionExists: where the id is visible.
+            RecordTooLarge: where the record does not fit a slot.
+            RegistryFull: where no slot is free.
+        """
+        if self.table.find_brief(session_id) is not None:
+            raise SessionExists(session_id)
+        created = _whole_microseconds(now.wall)
+        session = Session(
+            version=self.table.next_version(),
+            status=SessionStatus.INITIALIZING,
+            _created=created,
+            _updated=created,
+            _metadata=metadata,
+            _llm_config=llm_config,
+            session_id=session_id,
+            **_expiry(ttl, now),
+            **_ownership(owner),
+        )
+        self.table.insert(session)
+        self._deadlines.set(session_id.int, session._deadline)  # noqa: SLF001 - ours
+        self._control.count("created")
+        return session
+
+    def update(  # noqa: PLR0913 - one argument a field
+        self,
+        session_id: UUID,
+        *,
+        now: Instant,
+        status: SessionStatus | UnsetType = UNSET,
+        metadata: Raw | UnsetType = UNSET,
+        llm_config: Raw | UnsetType = UNSET,
+        owner: Identity | None | UnsetType = UNSET,
+        ttl: int | None | UnsetType = UNSET,
+        expected_version: int | None = None,
+    ) -> Session:
+        """Change what is given of a live session and return its new version.
+
+        Raises:
+            SessionNotFound: where it is not there, or terminated.
+            VersionConflict: where it is not at ``expected_version``.
+            IllegalTransition: where its status may not move so.
+            RecordTooLarge: where the record no longer fits a slot.
+        """
+        entry, session = self._live(session_id)
+        if expected_version not in {None, session.version}:
+            raise VersionConflict(session_id, expected_version, session.version)
+        changes: dict[str, Any] = {}
+        if status is not UNSET:
+            _check_move(session, status)
+            changes["status"] = status
+        if metadata is not UNSET:
+            changes["_metadata"] = metadata
+        if llm_config is not UNSET:
+            changes["_llm_config"] = llm_config
+        if owner is not UNSET:
+            changes |= _ownership(owner)
+        if ttl is not UNSET:
+            changes |= _expiry(ttl, now)
+        if status is SessionStatus.TERMINATED:
+            changes["_deadline"] = now.monotonic + self._cleanup_delay
+        return self._replace(entry, session, now, changes)
+
+    def terminate(self, session_id: UUID, *, error: str | None, now: Instant) -> None:
+        """End a session; it stays visible as terminated for the cleanup delay.
+
+        Raises:
+            SessionNotFound: where it is not there. One that is visible as terminated stays as is.
+        """
+        entry, session = self._visible(session_id)
+        if session.status is not SessionStatus.TERMINATED:
+            changes = {"status": SessionStatus.TERMINATED, "error": error}
+            changes["_deadline"] = now.monotonic + self._cleanup_delay
+            self._replace(entry, session, now, changes)
+
+    # ------------------------------------------------------------------ deadlines
+
+    def next_deadline(self) -> int | None:
+        """Return when ``expire`` has something to do, in nanoseconds of the monotonic clock."""
+        return self._deadlines.next()
+
+    def expire(self, now: Instant) -> None:
+        """Remove the terminated whose delay is over, terminate those past their time to live."""
+        for key in self._deadlines.due(now.monotonic, _BATCH):
+            session_id = UUID(int=key)
+            found = self.table.find(session_id)
+            session = None if found is None else self.table.decode(session_id, found)
+            if found is None or session is None:
+                self._deadlines.set(key, None)
+            elif session.status is SessionStatus.TERMINATED:
+                self.table.remove(found.entry)
+                self._deadlines.set(key, None)
+                self._control.count("removed")
+            else:
+                self.terminate(session_id, error=EXPIRED, now=now)
+
+    # ------------------------------------------------------------------ parts
+
+    def _visible(self, session_id: UUID) -> tuple[int, Session]:
+        found = self.table.find(session_id)
+        if found is None:
+            raise SessionNotFound(session_id)
+        return found.entry, self.table.decode(session_id, found)
+
+    def _live(self, session_id: UUID) -> tuple[int, Session]:
+        entry, session = self._visible(session_id)
+        if session.status is SessionStatus.TERMINATED:
+            raise SessionNotFound(session_id)
+        return entry, session
+
+    def _replace(
+        self, entry: int, session: Session, now: Instant, changes: dict[str, Any]
+    ) -> Session:
+        changed = replace(
+            session,
+            version=self.table.next_version(),
+            _updated=_whole_microseconds(now.wall),
+            **changes,
+        )
+        self.table.replace(entry, changed)
+        self._deadlines.set(changed.session_id.int, changed._deadline)  # noqa: SLF001 - ours
+        self._control.count("updated")
+        return changed
+
+
+def _check_move(session: Session, status: SessionStatus) -> None:
+    if status is not session.status and status not in MOVES[session.status]:
+        raise IllegalTransition(
+            session.session_id,
+            session.status.value,
+            status.value,
+            tuple(move.value for move in MOVES[session.status]),
+        )
+
+
+def _whole_microseconds(ns: int) -> int:
+    """Return ``ns`` as a datetime can carry it, so that a value survives its own text."""
+    return ns - ns % 1000
+
+
+def _expiry(ttl: int | None, now: Instant) -> dict[str, int | None]:
+    """Return the fields that a time to live sets: one on each clock."""
+    if ttl is None:
+        return {"_expires": None, "_deadline": None}
+    return {"_expires": _whole_microseconds(now.wall + ttl), "_deadline": now.monotonic + ttl}
+
+
+def _ownership(owner: Identity | None) -> dict[str, int | None]:
+    """Return the fields that an owner sets."""
+    if owner is None:
+        return {"pid": None, "_owner_start": None, "_owner_namespace": None}
+    return {
+        "pid": owner.pid,
+        "_owner_start": owner.start or None,
+        "_owner_namespace": owner.namespace or None,
+    }

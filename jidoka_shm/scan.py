@@ -1,0 +1,109 @@
+"""Scans: all sessions of a table, as an atomic snapshot where no commit came between.
+
+A scan copies the index, then what its words name. If the change word did not move meanwhile,
+that is one state of the registry. If it did, a second copy of the index tells which entries
+changed, and only these are read again, each by its own word: then every session is whole and
+current, and each that lived throughout is there once. Nobody waits for a quiet moment.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import seqlock
+from .layout import SLOT_DTYPE
+from .session import decode_ids
+from .slots import DAMAGED
+from .table import Found
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+    from uuid import UUID
+
+    from numpy.typing import NDArray
+
+    from .session import Session
+    from .table import SessionTable
+
+
+def scan_sessions(
+    table: SessionTable, known: Mapping[int, Session]
+) -> tuple[int | None, dict[int, Session]]:
+    """Return all sessions of a table, each under its index word.
+
+    Args:
+        table: where they are.
+        known: sessions under their words, from an earlier scan of the same table. A word never
+            stands for two versions, so these are not read again.
+
+    Returns:
+        The change word that they are an atomic snapshot of, else None.
+
+    Raises:
+        TableGone: where the table is no longer the registry's; start over with the next.
+        CorruptRegistry: where a slot cannot be.
+    """
+    before = seqlock.begin_scan(table.change)
+    index = table.copy_index()
+    entries = np.flatnonzero(index)
+    placed = dict(zip(entries.tolist(), index[entries].tolist(), strict=True))
+    copies = {at: table.copy_whole(word) for at, word in placed.items() if word not in known}
+    atomic = seqlock.end_scan(table.change, before)
+    doubtful = [at for at, copy in copies.items() if copy is DAMAGED]
+    if not atomic:
+        doubtful += _changed(table, index).tolist()
+    for at in doubtful:
+        placed.pop(at, None)
+        copies.pop(at, None)
+        word, copy = table.read(at, table.copy_whole)
+        if copy is not None:
+            placed[at], copies[at] = word, copy
+    sessions = {word: known[word] for at, word in placed.items() if at not in copies}
+    ids = decode_ids(b"".join([copy[0] for copy in copies.values()]))
+    for session_id, (at, copy) in zip(ids, copies.items(), strict=True):
+        sessions[placed[at]] = table.decode(session_id, Found(at, placed[at], copy))
+    if atomic and not doubtful:
+        return before, sessions
+    return None, _newest(sessions)
+
+
+def scan_headers(table: SessionTable) -> tuple[int | None, NDArray[Any]]:
+    """Return the slot headers of all sessions, a row each; otherwise as ``scan_sessions``."""
+    before = seqlock.begin_scan(table.change)
+    index = table.copy_index()
+    entries = np.flatnonzero(index)
+    rows = table.slots.copy_headers(index[entries])
+    atomic = seqlock.end_scan(table.change, before)
+    if atomic and not table.verify:
+        return before, rows
+    doubtful = entries if table.verify else _changed(table, index)
+    again = [table.read(at, table.copy_row)[1] for at in doubtful.tolist()]
+    fresh = np.frombuffer(b"".join([raw for raw in again if raw is not None]), SLOT_DTYPE)
+    rows = np.concatenate([rows[~np.isin(entries, doubtful)], fresh])
+    if atomic and seqlock.end_scan(table.change, before):
+        return before, rows
+    return None, _newest_rows(rows)
+
+
+def _changed(table: SessionTable, index: NDArray[np.uint64]) -> NDArray[np.intp]:
+    """Return the entries on which a second copy of the index does not agree."""
+    return np.flatnonzero(index != table.copy_index())
+
+
+def _newest(sessions: dict[int, Session]) -> dict[int, Session]:
+    """Return the sessions less those that were removed and created again during the scan."""
+    words: dict[UUID, int] = {}
+    for word, session in sessions.items():
+        # Two entries may have held the one id, each in its time: the later version is the live one.
+        words[session.session_id] = max(word, words.get(session.session_id, 0))
+    return {word: sessions[word] for word in words.values()}
+
+
+def _newest_rows(rows: NDArray[Any]) -> NDArray[Any]:
+    """Return the headers less those that were removed and created again during the scan."""
+    rows = rows[np.argsort(rows["version"], kind="stable")]
+    places = {session_id: at for at, session_id in enumerate(rows["session_id"].tolist())}
+    return rows[list(places.values())]

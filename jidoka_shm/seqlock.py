@@ -1,0 +1,182 @@
+"""The protocol: how one writer commits and any reader reads, with no lock between them.
+
+The index word of a session is the sequence of a seqlock whose writer side is out of place. A writer
+never changes a slot that a word refers to:
+
+1. it takes a free slot and writes the record into it, header, crcs and payload;
+2. it stores ``2 * version - 1`` in the change word (odd: a commit is under way);
+3. it stores the index word, ``version << 24 | slot``. **This one store is the commit.**
+4. it stores ``2 * version`` in the change word;
+5. the slot that the old word named is free again.
+
+A reader loads the word, copies the slot, loads the word again. Equal words mean that the slot was
+not given back in between, so the copy is that version, whole. Versions are never used twice, so
+equal words cannot hide a change and a change back. Different words mean: try again.
+
+Why this holds on x86-64: loads are not reordered with loads, nor stores with stores, and
+``memoryview.cast("Q")[i]`` is one aligned 8-byte load or store. On a machine that does reorder, a
+reader trusts no copy whose version and crcs do not match its word, and both sides fence where
+the argument needs it (``WEAK``; argued and model-checked, see docs/guarantees.md).
+
+The change word is an ordinary seqlock over the whole table, for what spans many entries: what was
+computed between two loads of one even value is an atomic snapshot, and stays true while the
+value stands. When it is odd, also for ever after a kill in mid-commit, nobody waits for it:
+readers check each session by its own word.
+
+Nothing else in the package stores to an index word or to the change word.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from .errors import ReadContended
+from .layout import CLOSED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Words = memoryview[int]
+
+T = TypeVar("T")
+
+#: Whether this machine may reorder loads with loads or stores with stores. The environment
+#: variable makes an x86-64 take the same path, so that the whole test suite can run it.
+WEAK: Final = (
+    platform.machine() not in {"x86_64", "AMD64"}
+    or os.environ.get("JIDOKA_SHM_WEAK_MEMORY", "") == "1"
+)
+
+#: Tries of one read. Each takes a new commit of the same session within one copy, a microsecond
+#: or less; a reader that meets that a thousand times in a row is told instead of kept.
+TRIES: Final = 1000
+
+_private = threading.local()
+
+
+def fence() -> None:
+    """Order all loads and stores before against all after, on any machine.
+
+    A release of a lock followed by an acquire that reads it orders what is around them in the
+    ARMv8 memory model (its ``aob`` rule, DDI 0487, B2.3). No other thread knows the lock, so this
+    never waits.
+    """
+    try:
+        lock = _private.lock
+    except AttributeError:
+        lock = _private.lock = threading.Lock()
+        lock.acquire()
+    lock.release()
+    lock.acquire()
+
+
+class SequenceWords:
+    """The index words of one table, each the sequence of its own seqlock.
+
+    Attributes:
+        words: the words themselves, in place.
+        retries: how often a read met a commit and tried again. Threads may lose a count.
+    """
+
+    __slots__ = ("retries", "words")
+
+    def __init__(self, words: Words) -> None:
+        self.words = words
+        self.retries = 0
+
+    def read(self, entry: int, copy: Callable[[int], T]) -> tuple[int, T | None]:
+        """Return an entry's word and what ``copy`` made of it while it stood.
+
+        Args:
+            entry: which entry.
+            copy: takes the word, returns a private copy of what it names.
+
+        Returns:
+            The word with None where it names no slot, else with the copy, which is then whole.
+
+        Raises:
+            ReadContended: where ``TRIES`` tries each met a new commit.
+        """
+        words = self.words
+        word = words[entry]
+        for _ in range(TRIES):
+            if word <= CLOSED:
+                return word, None
+            value = copy(word)
+            # Without this load the slot may have been given back and written anew meanwhile:
+            # no value, no neighbour and no damage may be concluded from the copy before it.
+            again = words[entry]
+            if again == word:
+                return word, value
+            word = again
+            self.retries += 1
+        raise ReadContended(TRIES)
+
+
+def commit(change: Words, words: Words, entry: int, word: int, version: int) -> None:
+    """Make ``word`` the word of ``entry`` as commit number ``version``.
+
+    The slot that ``word`` names must be complete; the one that the old word names must stay as
+    it is until this returns.
+    """
+    # Odd first: without it a list made before this commit could be given again by one reader
+    # after another reader has seen the commit's session.
+    change[0] = 2 * version - 1
+    if WEAK:
+        fence()
+    words[entry] = word
+    if WEAK:
+        fence()
+    change[0] = 2 * version
+
+
+def next_version(change: Words) -> int:
+    """Return the version that the next commit gets."""
+    return change[0] // 2 + 1
+
+
+def last_version(change: Words) -> int:
+    """Return the last version that may have been used, by the change word alone.
+
+    After a kill in mid-commit the word is odd: that version may stand in the index or not.
+    """
+    return (change[0] + 1) // 2
+
+
+def hold(change: Words, version: int) -> None:
+    """Make the change word odd, for what is no commit but must not be read half-done."""
+    change[0] = 2 * version - 1
+    if WEAK:
+        fence()
+
+
+def settle(change: Words, version: int) -> None:
+    """End what ``hold`` began; ``version`` is thereby used up."""
+    if WEAK:
+        fence()
+    change[0] = 2 * version
+
+
+def begin_scan(change: Words) -> int:
+    """Return the change word as it is before a scan."""
+    before = change[0]
+    if WEAK:
+        fence()
+    return before
+
+
+def end_scan(change: Words, before: int) -> bool:
+    """Return whether nothing was committed since ``begin_scan`` returned ``before``."""
+    if WEAK:
+        fence()
+    after = change[0]
+    return before == after and before % 2 == 0
+
+
+def overwrite(words: Words, word: int) -> None:
+    """Store ``word`` (``MOVED`` or ``CLOSED``) in every entry, so that every reader meets it."""
+    for entry in range(len(words)):
+        words[entry] = word

@@ -1,0 +1,299 @@
+"""What a session is: its fields, its statuses and their moves, its record and its id.
+
+The moves are the literal ``MOVES`` below and nothing else. A status given again is no move and no
+error: it is a heartbeat. *Terminated* straight from a live status is what an expired session, or
+one whose owner process died, gets.
+
+A session's record in shared memory is the array-like msgpack of ``Record``, in the order of its
+fields. What the slot header holds too (version, status, pid, times) stands in both: the header is
+for scans by column, the record makes the value.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Final
+from uuid import UUID, uuid4
+
+import msgspec
+from msgspec import Raw, Struct
+from msgspec.structs import astuple, force_setattr
+
+from .errors import InvalidSessionId
+from .layout import STATUS_CODES
+from .maps import Map, decode_map, encode_map
+
+
+class SessionStatus(StrEnum):
+    """The five states of a session, spelled as in the record."""
+
+    INITIALIZING = "initializing"
+    ACTIVE = "active"
+    IDLE = "idle"
+    TERMINATING = "terminating"
+    TERMINATED = "terminated"
+
+
+_S = SessionStatus
+
+MOVES: Final[dict[SessionStatus, tuple[SessionStatus, ...]]] = {
+    _S.INITIALIZING: (_S.ACTIVE, _S.TERMINATING, _S.TERMINATED),
+    _S.ACTIVE: (_S.IDLE, _S.TERMINATING, _S.TERMINATED),
+    _S.IDLE: (_S.ACTIVE, _S.TERMINATING, _S.TERMINATED),
+    _S.TERMINATING: (_S.TERMINATED,),
+    _S.TERMINATED: (),
+}
+
+#: The status of each code of the slot header, and the other way round.
+STATUS_OF_CODE: Final = {
+    code: SessionStatus(text) for code, text in enumerate(STATUS_CODES) if text
+}
+CODE_OF_STATUS: Final = {status: code for code, status in STATUS_OF_CODE.items()}
+
+
+class Record(Struct, frozen=True, array_like=True, gc=False, eq=False):
+    """The payload of a slot, field by field.
+
+    The names that begin with an underscore are what crash safety needs beside the public fields.
+    Times are nanoseconds since the epoch, in whole microseconds, since datetime carries no more.
+    """
+
+    version: int
+    status: SessionStatus
+    pid: int | None
+    _created: int
+    _updated: int
+    _metadata: Raw
+    _llm_config: Raw
+    _expires: int | None = None
+    error: str | None = None
+    #: CLOCK_MONOTONIC, nanoseconds: when the session expires or, terminated, disappears.
+    _deadline: int | None = None
+    #: The owner process's start time in clock ticks after boot, and its pid namespace's inode.
+    _owner_start: int | None = None
+    _owner_namespace: int | None = None
+    #: The id of the request that made this version, 16 bytes.
+    _request: bytes | None = None
+
+
+class Session(Record, frozen=True, array_like=True, gc=False, eq=False):
+    """One session, as it was at one version. A frozen value, safe to share and to keep.
+
+    Attributes:
+        session_id: the id.
+        status: a ``SessionStatus``, which is a str.
+        pid: the owner process, or None.
+        error: why it ended, or None.
+        version: the number of the commit that made this value; it counts all commits of the
+            registry, so it only grows.
+
+    ``metadata``, ``llm_config`` and the three times are kept encoded and decoded at each access
+    (about half the cost of a fresh look-up for a map): a look-up that only wants the status pays
+    nothing for them, and a caller's change to a map shows nowhere else. Keep the map in a variable
+    to use it twice.
+    """
+
+    # Last and with a default: the id stands in the slot header, so the payload ends before it.
+    session_id: UUID = UUID(int=0)
+
+    @property
+    def metadata(self) -> Map:
+        """The caller's own copy of the session's metadata."""
+        return decode_map(self._metadata)
+
+    @property
+    def llm_config(self) -> Map:
+        """The caller's own copy of the session's model configuration."""
+        return decode_map(self._llm_config)
+
+    @property
+    def created_at(self) -> datetime:
+        """When the session was created, UTC."""
+        return _to_datetime(self._created)
+
+    @property
+    def updated_at(self) -> datetime:
+        """When the session last changed, UTC."""
+        return _to_datetime(self._updated)
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the session expires by the wall clock of its last ``ttl``, UTC; None without one.
+
+        The registry itself goes by the monotonic clock, so a step of the wall clock expires
+        nothing.
+        """
+        return None if self._expires is None else _to_datetime(self._expires)
+
+    @classmethod
+    def make(  # noqa: PLR0913 - one argument a field
+        cls,
+        *,
+        session_id: UUID | str | None = None,
+        status: SessionStatus | str = SessionStatus.INITIALIZING,
+        pid: int | None = None,
+        created_at: datetime | str | None = None,
+        updated_at: datetime | str | None = None,
+        metadata: Map | None = None,
+        llm_config: Map | None = None,
+        expires_at: datetime | str | None = None,
+        error: str | None = None,
+        version: int = 1,
+    ) -> Session:
+        """Make a session from plain values, such as those of ``to_dict()``.
+
+        Args:
+            session_id: the id or its text; a new one where it is left out.
+            status: one of the five.
+            pid: the owner process.
+            created_at: an aware datetime, or its ISO 8601 text; now where it is left out.
+            updated_at: the same; ``created_at`` where it is left out.
+            metadata: a map of what JSON holds.
+            llm_config: the same.
+            expires_at: a time as above, or None.
+            error: why it ended.
+            version: its version, 1 or more.
+
+        Raises:
+            InvalidSessionId: for an id that is none.
+            InvalidMetadata: for a map that holds anything else, naming where.
+            ValueError: for a status that is none, or a time without a zone.
+        """
+        created = _to_ns(datetime.now(UTC) if created_at is None else created_at)
+        return cls(
+            version=version,
+            status=parse_status(status),
+            pid=pid,
+            _created=created,
+            _updated=created if updated_at is None else _to_ns(updated_at),
+            _metadata=encode_map(metadata, "metadata"),
+            _llm_config=encode_map(llm_config, "llm_config"),
+            _expires=None if expires_at is None else _to_ns(expires_at),
+            error=error,
+            session_id=uuid4() if session_id is None else parse_session_id(session_id),
+        )
+
+    def to_dict(self) -> Map:
+        """Return the public fields as JSON's types: times as ISO 8601 text, the id as text."""
+        return {
+            "session_id": str(self.session_id),
+            "status": self.status.value,
+            "pid": self.pid,
+            "created_at": self.created_at.isoformat(),
+            "updated_at": self.updated_at.isoformat(),
+            "metadata": self.metadata,
+            "llm_config": self.llm_config,
+            "expires_at": None if self.expires_at is None else self.expires_at.isoformat(),
+            "error": self.error,
+            "version": self.version,
+        }
+
+    def __eq__(self, other: object) -> bool:
+        # Maps compare as values: the same map encoded in another key order is the same map.
+        if not isinstance(other, Session):
+            return NotImplemented
+        return self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.session_id, self.version))
+
+    def __repr__(self) -> str:
+        fields = {"session_id": str(self.session_id), "status": self.status.value}
+        fields |= {"pid": self.pid, "metadata": self.metadata, "llm_config": self.llm_config}
+        if self.error is not None:
+            fields["error"] = self.error
+        return f"Session({', '.join(f'{k}={v!r}' for k, v in fields.items())}, v{self.version})"
+
+
+# ---------------------------------------------------------------------------- records
+
+_RECORD_FIELDS: Final = len(Record.__struct_fields__)
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode_record: Final = msgspec.msgpack.Decoder(Session).decode
+_decode_ids: Final = msgspec.msgpack.Decoder(list[UUID]).decode
+
+
+def encode_record(session: Session) -> bytes:
+    """Return the payload that stands for ``session`` in its slot."""
+    return _encode(astuple(session)[:_RECORD_FIELDS])
+
+
+def decode_record(session_id: UUID, payload: bytes) -> Session:
+    """Return the session of ``session_id`` that ``payload`` holds.
+
+    Raises:
+        msgspec.MsgspecError: where it holds none.
+    """
+    session = _decode_record(payload)
+    # Nobody else has seen the value yet, so it is still as good as frozen.
+    force_setattr(session, "session_id", session_id)
+    return session
+
+
+def decode_ids(ids: bytes) -> list[UUID]:
+    """Return the ids that stand one after the other in ``ids``, 16 bytes each.
+
+    One msgpack array decoded in one go costs a quarter of as many calls of ``UUID()``.
+    """
+    count = len(ids) // 16
+    items = b"".join([b"\xc4\x10" + ids[at : at + 16] for at in range(0, 16 * count, 16)])
+    return _decode_ids(b"\xdd" + count.to_bytes(4, "big") + items)
+
+
+# ---------------------------------------------------------------------------- times and ids
+
+
+def _to_datetime(ns: int) -> datetime:
+    """Return the time of ``ns`` exactly; fromtimestamp() of a float would round."""
+    seconds, rest = divmod(ns, 1_000_000_000)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1000)
+
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _to_ns(when: datetime | str) -> int:
+    """Return nanoseconds since the epoch of an aware datetime or its ISO 8601 text."""
+    if isinstance(when, str):
+        when = datetime.fromisoformat(when)
+    if when.tzinfo is None:
+        msg = f"{when.isoformat()} has no time zone: give an aware datetime, such as with tzinfo=UTC"
+        raise ValueError(msg)
+    since = when - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000_000 + since.microseconds * 1000
+
+
+# Spelled out, because int(text, 16) takes underscores and the digits of other scripts.
+_ID_TEXT: Final = re.compile(
+    r"(?:session_)?([0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+def parse_session_id(value: object) -> UUID:
+    """Return the id that ``value`` is or spells.
+
+    Raises:
+        InvalidSessionId: where it is neither.
+    """
+    if isinstance(value, UUID):
+        return value if type(value) is UUID else UUID(int=value.int)
+    match = _ID_TEXT.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise InvalidSessionId(repr(value)[:80])
+    return UUID(match[1])
+
+
+def parse_status(value: object) -> SessionStatus:
+    """Return the status that ``value`` is or spells.
+
+    Raises:
+        ValueError: where it is none of the five.
+    """
+    try:
+        return SessionStatus(value)
+    except ValueError:
+        msg = f"{value!r:.80} is no status: use one of {', '.join(SessionStatus)}"
+        raise ValueError(msg) from None

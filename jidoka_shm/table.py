@@ -1,0 +1,220 @@
+"""``SessionTable``: one table over any buffer, to be read. Probe, look up, check.
+
+A look-up starts at the id's home entry and goes no farther than the home's reach, the distance of
+its farthest session; so a removal just empties its entry, and nothing ever moves. Whatever is
+read from the memory is checked against the geometry before it is used: damage ends in
+``CorruptRegistry`` or an honest miss, never in a read outside a slot or a loop without end.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from uuid import UUID
+
+import msgspec
+import numpy as np
+
+from . import seqlock
+from .errors import CorruptRegistry
+from .layout import (
+    CLOSED,
+    EMPTY,
+    MAX_DISTANCE,
+    MOVED,
+    SLOT_BITS,
+    SLOT_MASK,
+    Geometry,
+)
+from .session import Session, decode_record
+from .slots import DAMAGED, Copy, Slots
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from numpy.typing import NDArray
+
+    from .layout import Memory
+    from .seqlock import Words
+
+T = TypeVar("T")
+
+#: How often a copy that its crc contradicts is made again where loads may be reordered. There it
+#: may be early, not damaged; elsewhere the word alone vouches for the copy.
+_DOUBT_TRIES = 100 if seqlock.WEAK else 0
+
+
+class TableGone(Exception):  # noqa: N818 - no error: the reader attaches again and goes on
+    """Internal: the index says ``MOVED`` or ``CLOSED``."""
+
+
+class Found(NamedTuple):
+    """Where a session is, and what its slot held while it was there."""
+
+    entry: int
+    word: int
+    copy: Copy
+
+
+class SessionTable:
+    """The sessions of one table, as any process may read them while its writer writes."""
+
+    def __init__(
+        self, memory: Memory, change: Words, geometry: Geometry, *, verify: bool = False
+    ) -> None:
+        """Look at a table; nothing is copied.
+
+        Args:
+            memory: the whole table object.
+            change: the control's change word, a view of one word.
+            geometry: the table's, from its header.
+            verify: compute the crcs of whatever is read. A machine that may reorder loads always
+                does.
+        """
+        self.geometry = geometry
+        self.verify = verify or seqlock.WEAK
+        self.slots = Slots(memory, geometry)
+        view = memoryview(memory)
+        words = view[geometry.index_offset : geometry.reach_offset].cast("Q")
+        self.index = seqlock.SequenceWords(words)
+        self.change = change
+        self.reach = view[geometry.reach_offset : geometry.reach_offset + geometry.index_size]
+        self._index_size = geometry.index_size
+        self._words = np.frombuffer(memory, np.uint64, geometry.entries, geometry.index_offset)
+        self.copy_brief = self.slots.copy_brief_verified if self.verify else self.slots.copy_brief
+        self.copy_whole = self.slots.copy_whole_verified if self.verify else self.slots.copy_whole
+        self.copy_row = self.slots.copy_row_verified if self.verify else self.slots.copy_row
+
+    # ------------------------------------------------------------------ one session
+
+    def find_brief(self, session_id: UUID) -> Found | None:
+        """Return where a session is, with its pid and status; None if it is not there.
+
+        Raises:
+            TableGone: where the table is no longer the registry's.
+            CorruptRegistry: where its slot cannot be.
+        """
+        return self._find(session_id, self.copy_brief)
+
+    def find(self, session_id: UUID) -> Found | None:
+        """Return where a session is, with its payload too; otherwise as ``find_brief``."""
+        return self._find(session_id, self.copy_whole)
+
+    def _find(self, session_id: UUID, copy: Callable[[int], Copy]) -> Found | None:
+        key = session_id.int
+        entry = home = last = key % self._index_size
+        read = self.index.read
+        wanted = None
+        while True:
+            word, found = read(entry, copy)
+            if found is not None:
+                if found is DAMAGED:
+                    word, found = self._read_again(entry, copy)
+                if wanted is None:
+                    wanted = key.to_bytes(16)
+                if found is not None and found[0] == wanted:
+                    return Found(entry, word, found)
+            elif word != EMPTY:
+                raise TableGone
+            if entry == home:
+                # Within each look-up, and never remembered: an insert raises it first, so a
+                # session that was there throughout is within what is loaded here.
+                last = home + self.reach[home]
+            if entry >= last:
+                return None
+            entry += 1
+
+    def _read_again(self, entry: int, copy: Callable[[int], T]) -> tuple[int, T | None]:
+        """Return an entry's word and copy where a first copy was ``DAMAGED``."""
+        for _ in range(_DOUBT_TRIES):
+            word, found = self.index.read(entry, copy)
+            if found is not DAMAGED:
+                return word, found
+        word = self.index.words[entry]
+        raise CorruptRegistry(f"{_place(entry, word)} holds no session")
+
+    def decode(self, session_id: UUID, found: Found) -> Session:
+        """Return the session that a validated copy holds.
+
+        Raises:
+            CorruptRegistry: where it holds none.
+        """
+        try:
+            return decode_record(session_id, found.copy[1])
+        except msgspec.MsgspecError:
+            raise CorruptRegistry(f"{_place(found.entry, found.word)} holds no session") from None
+
+    # ------------------------------------------------------------------ all sessions
+
+    def copy_index(self) -> NDArray[np.uint64]:
+        """Return a private copy of all index words.
+
+        A word in it may be torn while a writer writes: it counts where the change word did not
+        move meanwhile, or where a second copy agrees.
+
+        Raises:
+            TableGone: where the table is no longer the registry's.
+        """
+        words = self._words.copy()
+        if ((words == MOVED) | (words == CLOSED)).any():
+            raise TableGone
+        return words
+
+    def read(self, entry: int, copy: Callable[[int], T]) -> tuple[int, T | None]:
+        """Return one entry's word and the validated copy of its slot; None where it is empty.
+
+        Args:
+            entry: which.
+            copy: one of this table's ``copy_...`` functions.
+
+        Raises:
+            TableGone: where the table is no longer the registry's.
+            CorruptRegistry: where the slot cannot be.
+        """
+        word, found = self.index.read(entry, copy)
+        if found is DAMAGED:
+            word, found = self._read_again(entry, copy)
+        if found is None and word != EMPTY:
+            raise TableGone
+        return word, found
+
+    # ------------------------------------------------------------------ invariants
+
+    def check(self) -> list[str]:
+        """Return what is wrong with the table, a line each; nothing where all invariants hold.
+
+        It must be at rest: no commit under way in this process or another.
+        """
+        return list(self._violations())
+
+    def _violations(self) -> Iterator[str]:
+        last = seqlock.last_version(self.change)
+        slots: dict[int, int] = {}
+        ids: dict[UUID, int] = {}
+        reach: dict[int, int] = {}
+        for entry in np.flatnonzero(self._words).tolist():
+            word = self.index.words[entry]
+            if word <= CLOSED:
+                yield f"entry {entry} is {word}: the table was given up"
+                continue
+            slot = word & SLOT_MASK
+            session = self.slots.inspect(word)
+            if isinstance(session, str):
+                yield f"{_place(entry, word)}: {session}"
+                continue
+            if slots.setdefault(slot, entry) != entry:
+                yield f"slot {slot} is named by the entries {slots[slot]} and {entry}"
+            if ids.setdefault(session.session_id, entry) != entry:
+                yield f"{session.session_id} is at the entries {ids[session.session_id]} and {entry}"
+            if session.version > last:
+                yield f"{_place(entry, word)}: newer than the change word's {last}"
+            home = session.session_id.int % self._index_size
+            if not 0 <= entry - home <= MAX_DISTANCE:
+                yield f"{_place(entry, word)}: its id's home is {home}"
+            reach[home] = max(reach.get(home, 0), entry - home)
+        for home in {*reach, *np.flatnonzero(np.frombuffer(self.reach, np.uint8)).tolist()}:
+            if self.reach[home] != reach.get(home, 0):
+                yield f"reach of {home} is {self.reach[home]}, not {reach.get(home, 0)}"
+
+
+def _place(entry: int, word: int) -> str:
+    """Return where a record is, for an error."""
+    return f"entry {entry}, slot {word & SLOT_MASK}, version {word >> SLOT_BITS}"

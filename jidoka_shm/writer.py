@@ -1,0 +1,211 @@
+"""``TableWriter``: the only mutator of a table. Put, remove, recover.
+
+Reading is the base, ``SessionTable``; this adds what one process at a time may do. What it keeps
+in its own memory (the free slots) can be derived from the table, and ``resume`` does so after a
+crash as after an interrupted call.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import seqlock
+from .errors import RecordTooLarge, RegistryFull
+from .layout import EMPTY, MAX_DISTANCE, SLOT_MASK, SPARE_SLOTS, Geometry, index_word
+from .session import Session, encode_record
+from .slots import pack_slot
+from .table import SessionTable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from uuid import UUID
+
+    from .control import Identity, ControlWriter
+    from .layout import Memory
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A record that a recovery could not keep.
+
+    Attributes:
+        entry: the index entry it was at.
+        reason: what is wrong with it.
+    """
+
+    entry: int
+    reason: str
+
+
+class TableWriter(SessionTable):
+    """The sessions of one table, as its one writer changes them."""
+
+    def __init__(self, memory: Memory, control: ControlWriter, geometry: Geometry) -> None:
+        """Take a table to write: an empty one; one that is not, ``resume`` takes up.
+
+        Args:
+            memory: the whole table object.
+            control: the registry's control.
+            geometry: the table's, from its header.
+        """
+        super().__init__(memory, control.change, geometry)
+        self._memory = memory
+        self._control = control
+        self._free = deque(range(geometry.slot_count))
+
+    @property
+    def free_slots(self) -> int:
+        """Slots that no record occupies, the spare ones included."""
+        return len(self._free)
+
+    def next_version(self) -> int:
+        """Return the version that the next ``insert``, ``replace`` or ``remove`` makes."""
+        return seqlock.next_version(self.change)
+
+    # ------------------------------------------------------------------ changes
+
+    def insert(self, session: Session) -> None:
+        """Add a session that is not there, of version ``next_version()``.
+
+        Raises:
+            RecordTooLarge: where its record does not fit a slot.
+            RegistryFull: where no slot, or no entry near its home, is free. Nothing changed.
+        """
+        if len(self._free) <= SPARE_SLOTS:
+            raise RegistryFull(1, 0, "slots")
+        home = session.session_id.int % self._index_size
+        entry = self._empty_entry(home)
+        packed = self._pack(session)
+        if self.reach[home] < entry - home:
+            # Raised before the word that needs it, or a look-up would stop short of a session
+            # that is there.
+            self.reach[home] = entry - home
+        self._commit(entry, session.version, packed)
+
+    def replace(self, entry: int, session: Session) -> None:
+        """Put a session's new version, ``next_version()``, in place of the one at ``entry``."""
+        packed = self._pack(session)
+        old = self.index.words[entry] & SLOT_MASK
+        self._commit(entry, session.version, packed)
+        # Freed only now: before the word, a reader could copy another record under the old word.
+        self._free.append(old)
+
+    def remove(self, entry: int) -> None:
+        """Remove the session at ``entry``."""
+        words = self.index.words
+        old = words[entry]
+        home = self._home_of(old)
+        seqlock.commit(self.change, words, entry, EMPTY, self.next_version())
+        # Lowered only after the word is gone, or a look-up would miss a session still there.
+        self._lower_reach(home, entry - home)
+        self._free.append(old & SLOT_MASK)
+
+    def _pack(self, session: Session) -> bytes:
+        payload = encode_record(session)
+        if len(payload) > self.geometry.payload_limit:
+            raise RecordTooLarge(len(payload), self.geometry.payload_limit)
+        return pack_slot(session, payload)
+
+    def _commit(self, entry: int, version: int, packed: bytes) -> None:
+        # From the queue's far end: the slot that has rested longest, so that a reader still
+        # copying a record just replaced is the least likely to see it overwritten.
+        slot = self._free.popleft()
+        start = self.slots.offset(slot)
+        self._memory[start : start + len(packed)] = packed
+        seqlock.commit(self.change, self.index.words, entry, index_word(version, slot), version)
+
+    def _empty_entry(self, home: int) -> int:
+        words = self.index.words
+        for entry in range(home, home + MAX_DISTANCE + 1):
+            if words[entry] == EMPTY:
+                return entry
+        raise RegistryFull(1, 0, "entries near the id's home")
+
+    def _home_of(self, word: int) -> int:
+        return int.from_bytes(self.slots.copy_brief(word)[0]) % self._index_size
+
+    def _lower_reach(self, home: int, distance: int) -> None:
+        """Set a home's reach anew after the session at ``distance`` from it is gone."""
+        if self.reach[home] > distance:
+            return
+        words = self.index.words
+        while distance and not (
+            words[home + distance] and self._home_of(words[home + distance]) == home
+        ):
+            distance -= 1
+        self.reach[home] = distance
+
+    # ------------------------------------------------------------------ taking up a table
+
+    def resume(self, identity: Identity, visit: Callable[[Session], None]) -> tuple[Dropped, ...]:
+        """Make a table that a writer left at any instruction this process's to write.
+
+        Args:
+            identity: this process, published as the writer.
+            visit: called with each session that is kept.
+
+        Returns:
+            The records that had to be dropped: one damaged, or one that doubles another.
+        """
+        # From the change word, never from the index: a version that was begun may be in the index
+        # or not, and this one, used for no session, is past it either way.
+        version = seqlock.last_version(self.change) + 1
+        seqlock.hold(self.change, version)
+        self._control.publish_writer(identity)
+        sound, unsound = self._survey(visit)
+        self._repair_reach(sound)
+        taken = {word & SLOT_MASK for word, _ in sound.values()}
+        self._free = deque(slot for slot in range(self.slots.count) if slot not in taken)
+        seqlock.settle(self.change, version)
+        for dropped in unsound:
+            # A commit like any other, so that no reader keeps a list that still holds it.
+            words = self.index.words
+            seqlock.commit(self.change, words, dropped.entry, EMPTY, self.next_version())
+        return tuple(unsound)
+
+    def _survey(
+        self, visit: Callable[[Session], None]
+    ) -> tuple[dict[int, tuple[int, int]], list[Dropped]]:
+        """Return word and home of each sound entry, and the others with what is wrong."""
+        sound: dict[int, tuple[int, int]] = {}
+        unsound: list[Dropped] = []
+        slots: set[int] = set()
+        ids: set[int] = set()
+        words = self.index.words
+        for entry in np.flatnonzero(self._words).tolist():
+            word = words[entry]
+            session = self.slots.inspect(word)
+            if isinstance(session, str):
+                unsound.append(Dropped(entry, session))
+                continue
+            key = session.session_id.int
+            home = key % self._index_size
+            if word & SLOT_MASK in slots or key in ids:
+                unsound.append(Dropped(entry, f"it doubles session {session.session_id}"))
+            elif not 0 <= entry - home <= MAX_DISTANCE:
+                unsound.append(Dropped(entry, f"it lies too far from its home {home}"))
+            else:
+                slots.add(word & SLOT_MASK)
+                ids.add(key)
+                sound[entry] = (word, home)
+                visit(session)
+        return sound, unsound
+
+    def _repair_reach(self, sound: dict[int, tuple[int, int]]) -> None:
+        """Store each reach that is not what the sound entries need, once."""
+        needed = bytearray(len(self.reach))
+        for entry, (_, home) in sound.items():
+            needed[home] = max(needed[home], entry - home)
+        # Never zeroed first: a look-up that runs meanwhile would stop short of a live session.
+        for home in np.flatnonzero(np.frombuffer(self.reach, np.uint8) != needed).tolist():
+            self.reach[home] = needed[home]
+
+    def _violations(self) -> Iterator[str]:
+        yield from super()._violations()
+        used = [word & SLOT_MASK for word in self.index.words if word]
+        if sorted([*used, *self._free]) != list(range(self.slots.count)):
+            yield "a slot is neither free nor in use, or both, or twice either"
