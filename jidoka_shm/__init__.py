@@ -34,9 +34,9 @@ if TYPE_CHECKING:
         WriterAlreadyRunning,
         WriterUnavailable,
     )
+    from .handles import Sessions, Stats
     from .manager import Recovery, SessionManager
     from .reader import SessionReader
-    from .reads import Sessions, Stats
     from .session import Session, SessionStatus
 
 __version__ = "0.1.0"
@@ -48,8 +48,8 @@ _HOMES = {
     "SessionManager": "manager",
     "SessionReader": "reader",
     "SessionStatus": "session",
-    "Sessions": "reads",
-    "Stats": "reads",
+    "Sessions": "handles",
+    "Stats": "handles",
 }
 
 __all__ = [

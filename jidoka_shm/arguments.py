@@ -11,6 +11,9 @@ _LONGEST: Final = 100 * 365.25 * 86_400
 #: Largest pid that Linux gives out (PID_MAX_LIMIT in include/linux/threads.h).
 _LAST_PID: Final = 4 * 1024 * 1024
 
+#: The bits of a mode without which the owner could not open it again.
+_OWNERS: Final = 0o600
+
 
 def check_seconds(name: str, value: object) -> float:
     """Return ``value`` as a time in seconds, 0 or more."""
@@ -19,13 +22,13 @@ def check_seconds(name: str, value: object) -> float:
             return float(value)
         msg = f"{name} is {value!r}: it must be 0 to {_LONGEST:.0f} seconds"
         raise ValueError(msg)
-    raise _wrong_type(name, value, "a number of seconds")
+    raise _WrongTypeError(name, value, "a number of seconds")
 
 
 def check_whole(name: str, value: object) -> int:
     """Return ``value`` as a whole number, 0 or more."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise _wrong_type(name, value, "a whole number")
+        raise _WrongTypeError(name, value, "a whole number")
     if value < 0:
         msg = f"{name} is {value!r}: it must be 0 or more"
         raise ValueError(msg)
@@ -35,14 +38,14 @@ def check_whole(name: str, value: object) -> int:
 def check_flag(name: str, value: object) -> bool:
     """Return ``value`` as a bool; 1 and "no" are not."""
     if not isinstance(value, bool):
-        raise _wrong_type(name, value, "True or False")
+        raise _WrongTypeError(name, value, "True or False")
     return value
 
 
 def check_text(name: str, value: object) -> str:
     """Return ``value`` as text that UTF-8 can carry."""
     if not isinstance(value, str):
-        raise _wrong_type(name, value, "a str")
+        raise _WrongTypeError(name, value, "a str")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -54,7 +57,8 @@ def check_text(name: str, value: object) -> str:
 def check_pid(value: object) -> int:
     """Return ``value`` as a process id."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise _wrong_type("pid", value, "a process id")
+        msg = "pid"
+        raise _WrongTypeError(msg, value, "a process id")
     if not 0 < value <= _LAST_PID:
         msg = f"pid is {value!r}: it must be 1 to {_LAST_PID}"
         raise ValueError(msg)
@@ -64,12 +68,16 @@ def check_pid(value: object) -> int:
 def check_mode(value: object) -> int:
     """Return ``value`` as a file mode that lets the owner read and write and none execute."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise _wrong_type("mode", value, "a file mode such as 0o600")
-    if value & ~0o666 or value & 0o600 != 0o600:
+        msg = "mode"
+        raise _WrongTypeError(msg, value, "a file mode such as 0o600")
+    if value & ~0o666 or (value & _OWNERS) != _OWNERS:
         msg = f"mode is {value:#o}: it must be 0o600, with 0o040 or 0o004 for others to read"
         raise ValueError(msg)
     return value
 
 
-def _wrong_type(name: str, value: object, wanted: str) -> TypeError:
-    return TypeError(f"{name} is of type {type(value).__name__}: it must be {wanted}")
+class _WrongTypeError(TypeError):
+    """An argument of a type that it cannot have."""
+
+    def __init__(self, name: str, value: object, wanted: str) -> None:
+        super().__init__(f"{name} is of type {type(value).__name__}: it must be {wanted}")

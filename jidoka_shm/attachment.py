@@ -7,8 +7,10 @@ thread that is, so no read ever touches memory that is gone.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, cast
 
 from . import segment
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from .errors import JidokaError
+    from .seqlock import Found
     from .session import Session, SessionStatus
 
 #: How often a registry that is not complete is looked at again, in seconds.
@@ -30,8 +33,20 @@ _POLL: Final = 0.002
 
 _DESTROYED: Final = "it was destroyed, and no other follows it"
 
-#: Index entry, word and session of a look-up; good as long as the entry holds the word.
-Hit = tuple[int, int, "Session"]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadOptions:
+    """How a reader attaches and reads.
+
+    Attributes:
+        timeout: how long to wait for a registry to be there, in seconds.
+        cache_size: how many look-ups to keep; 0 keeps none.
+        verify: compute the crcs of whatever is read.
+    """
+
+    timeout: float
+    cache_size: int
+    verify: bool
 
 
 class Listing(NamedTuple):
@@ -74,28 +89,32 @@ class Attachment:
         self.identity = (control.instance, control.generation)
         self.words = table.index.words
         self.is_named = is_named
-        self.young: dict[int, Hit] = {}
-        self._old: dict[int, Hit] = {}
+        self.young: dict[int, Found] = {}
+        self._old: dict[int, Found] = {}
         # Two generations: when the young one is full it becomes the old one. Deleting a dict's
         # first key over and over instead is linear in the keys deleted before.
         self._half = (cache_size + 1) // 2
+        self.look_up = self.look_up_cached if cache_size else self.look_up_uncached
         self.listing = Listing(-1, {}, {})
 
-    def look_up(self, session_id: UUID) -> Session | None:
+    def look_up_uncached(self, session_id: UUID) -> Session | None:
+        """Return a session, or None if it is not there, and keep nothing."""
+        found = self.table.look_up(session_id)
+        return None if found is None else found[2]
+
+    def look_up_cached(self, session_id: UUID) -> Session | None:
         """Return a session that ``young`` has no valid hit for, or None if it is not there."""
         key = session_id.int
         hit = self._old.get(key)
         if hit is None or self.words[hit[0]] != hit[1]:
             # A word that changed, to empty too, means "look again from home", not "gone": the
             # session may have been removed and created again at another entry.
-            found = self.table.find(session_id)
-            if found is None:
+            hit = self.table.look_up(session_id)
+            if hit is None:
                 return None
-            hit = (found.entry, found.word, self.table.decode(session_id, found))
-        if self._half:
-            if len(self.young) >= self._half:
-                self._old, self.young = self.young, {}
-            self.young[key] = hit
+        if len(self.young) >= self._half:
+            self._old, self.young = self.young, {}
+        self.young[key] = hit
         return hit[2]
 
     @property
@@ -108,12 +127,11 @@ class _Detached:
     """Stands where an attachment was: any use of it raises."""
 
     def __init__(self, error: type[JidokaError], *facts: object) -> None:
-        self.__dict__["_error"] = (error, facts)
+        self.__dict__["_raise"] = functools.partial(error, *facts)
 
     def __getattr__(self, _: str) -> NoReturn:
-        error, facts = self._error
         # Made anew each time: one exception raised again and again would grow a traceback.
-        raise error(*facts)
+        raise self.__dict__["_raise"]
 
 
 def detached(error: type[JidokaError], *facts: object) -> Attachment:
@@ -121,14 +139,12 @@ def detached(error: type[JidokaError], *facts: object) -> Attachment:
     return cast("Attachment", _Detached(error, *facts))
 
 
-def attach(name: str, *, timeout: float, cache_size: int, verify: bool) -> Attachment:
+def attach(name: str, options: ReadOptions) -> Attachment:
     """Attach to a registry, waiting for one that is being made.
 
     Args:
         name: the registry's name.
-        timeout: how long to wait for it, in seconds; it is tried once at least.
-        cache_size: how many look-ups to keep.
-        verify: compute the crcs of whatever is read.
+        options: how long to wait for it (it is tried once at least), and how to read.
 
     Raises:
         RegistryNotFound: where none is there, or none is complete, by then.
@@ -136,32 +152,30 @@ def attach(name: str, *, timeout: float, cache_size: int, verify: bool) -> Attac
         FormatMismatch: where another version of this package made it.
         CorruptRegistry: where its control names a table that is not its own.
     """
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + options.timeout
     while True:
         try:
-            opened = _open(name, verify=verify, cache_size=cache_size)
+            opened = _open(name, options)
         except FileNotFoundError:
             opened = None
         if isinstance(opened, Attachment):
             return opened
         if time.monotonic() >= deadline:
-            raise _not_ready(name, timeout, opened)
+            raise _not_ready(name, options.timeout, opened)
         time.sleep(_POLL)
 
 
-def attach_again(
-    name: str, old: Attachment, *, timeout: float, cache_size: int, verify: bool
-) -> Attachment:
+def attach_again(name: str, old: Attachment, options: ReadOptions) -> Attachment:
     """Attach to what follows ``old``, whose table was given up or whose name is gone.
 
     Raises:
         RegistryClosed: where nothing follows: no registry, or still the same table.
         Otherwise as ``attach``.
     """
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + options.timeout
     while True:
         try:
-            opened = _open(name, verify=verify, cache_size=cache_size)
+            opened = _open(name, options)
         except FileNotFoundError:
             raise RegistryClosed(name, _DESTROYED) from None
         control = opened.control if isinstance(opened, Attachment) else opened
@@ -170,7 +184,7 @@ def attach_again(
         if isinstance(opened, Attachment):
             return opened
         if time.monotonic() >= deadline:
-            raise _not_ready(name, timeout, opened)
+            raise _not_ready(name, options.timeout, opened)
         time.sleep(_POLL)
 
 
@@ -181,7 +195,7 @@ def _not_ready(name: str, timeout: float, control: ControlReader | None) -> Exce
     return CorruptRegistry(reason)
 
 
-def _open(name: str, *, cache_size: int, verify: bool) -> Attachment | ControlReader | None:
+def _open(name: str, options: ReadOptions) -> Attachment | ControlReader | None:
     """Return an attachment; its control alone where the table is missing; None where incomplete.
 
     Raises:
@@ -197,13 +211,13 @@ def _open(name: str, *, cache_size: int, verify: bool) -> Attachment | ControlRe
     if not control.is_complete():
         return None
     control.check_format(name)
-    table = _open_table(name, control, verify=verify)
+    table = _open_table(name, control, options)
     if table is None:
         return control
-    return Attachment(control, table, is_named=handle.is_named, cache_size=cache_size)
+    return Attachment(control, table, is_named=handle.is_named, cache_size=options.cache_size)
 
 
-def _open_table(name: str, control: ControlReader, *, verify: bool) -> SessionTable | None:
+def _open_table(name: str, control: ControlReader, options: ReadOptions) -> SessionTable | None:
     """Return the table that a control names; None where it is not, or no longer, there."""
     generation = control.generation
     try:
@@ -218,6 +232,8 @@ def _open_table(name: str, control: ControlReader, *, verify: bool) -> SessionTa
     finally:
         os.close(descriptor)
     header = None if memory is None else TableHeader.read(memory)
-    if header is None or (header.instance, header.generation) != (control.instance, generation):
+    if memory is None or header is None:
         return None
-    return SessionTable(memory, control.change, header.geometry, verify=verify)
+    if (header.instance, header.generation) != (control.instance, generation):
+        return None
+    return SessionTable(memory, control.change, header.geometry, verify=options.verify)

@@ -90,10 +90,10 @@ class ControlReader:
         it odd for ever, so after some tries they are taken as they are: whoever wrote them is
         dead then, and half an identity says so too.
         """
-        identity = (0, 0, 0)
+        identity: list[int] = []
         for _ in range(_IDENTITY_TRIES):
             before = seqlock.begin_scan(self.change)
-            identity = tuple(self._words[_IDENTITY : _IDENTITY + 3])
+            identity = self._words[_IDENTITY : _IDENTITY + 3].tolist()
             if seqlock.end_scan(self.change, before):
                 break
         return Identity(*identity) if identity[0] else None

@@ -25,12 +25,14 @@
     |-- CorruptRegistry                        the memory does not hold what it must
     `-- ReadContended                          a bounded retry ran out
 
-An error's arguments are its facts, so the default pickling of exceptions restores it whole;
-``str()`` says what happened, the limit, and the way out.
+An error is a dataclass of its facts: they are its attributes and its ``args``, so that the
+default pickling of exceptions restores it whole. ``str()`` says what happened, the limit, and the
+way out.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,7 +42,12 @@ if TYPE_CHECKING:
 class JidokaError(Exception):
     """The base of every error that this package raises on purpose."""
 
+    def __post_init__(self) -> None:
+        # What pickling restores an exception from. OSError's own constructor leaves it empty.
+        self.args = tuple(getattr(self, fact.name) for fact in fields(self))  # type: ignore[arg-type]
 
+
+@dataclass(eq=False, repr=False)
 class SessionNotFound(JidokaError, KeyError):
     """No session has this id, or it has ended.
 
@@ -48,14 +55,13 @@ class SessionNotFound(JidokaError, KeyError):
         session_id: the id that was asked for.
     """
 
-    def __init__(self, session_id: UUID) -> None:
-        super().__init__(session_id)
-        self.session_id = session_id
+    session_id: UUID
 
     def __str__(self) -> str:
         return f"no live session {self.session_id}: it never existed here, or it has ended"
 
 
+@dataclass(eq=False, repr=False)
 class SessionExists(JidokaError):
     """A session with this id is still visible.
 
@@ -63,9 +69,7 @@ class SessionExists(JidokaError):
         session_id: the id that was to be created.
     """
 
-    def __init__(self, session_id: UUID) -> None:
-        super().__init__(session_id)
-        self.session_id = session_id
+    session_id: UUID
 
     def __str__(self) -> str:
         return (
@@ -74,6 +78,7 @@ class SessionExists(JidokaError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class IllegalTransition(JidokaError, ValueError):
     """A status may not move to the one asked for.
 
@@ -84,14 +89,10 @@ class IllegalTransition(JidokaError, ValueError):
         allowed: the statuses it may move to.
     """
 
-    def __init__(
-        self, session_id: UUID, current: str, requested: str, allowed: tuple[str, ...]
-    ) -> None:
-        super().__init__(session_id, current, requested, allowed)
-        self.session_id = session_id
-        self.current = current
-        self.requested = requested
-        self.allowed = allowed
+    session_id: UUID
+    current: str
+    requested: str
+    allowed: tuple[str, ...]
 
     def __str__(self) -> str:
         ways = ", ".join(self.allowed) or "no other status"
@@ -101,6 +102,7 @@ class IllegalTransition(JidokaError, ValueError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class VersionConflict(JidokaError):
     """The session is not at the version that the caller expected.
 
@@ -110,11 +112,9 @@ class VersionConflict(JidokaError):
         actual: the version the session has.
     """
 
-    def __init__(self, session_id: UUID, expected: int, actual: int) -> None:
-        super().__init__(session_id, expected, actual)
-        self.session_id = session_id
-        self.expected = expected
-        self.actual = actual
+    session_id: UUID
+    expected: int
+    actual: int
 
     def __str__(self) -> str:
         return (
@@ -123,6 +123,7 @@ class VersionConflict(JidokaError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class InvalidSessionId(JidokaError, ValueError):
     """What was given as an id is neither a UUID nor the text of one.
 
@@ -130,9 +131,7 @@ class InvalidSessionId(JidokaError, ValueError):
         value: what was given, shortened, as text.
     """
 
-    def __init__(self, value: str) -> None:
-        super().__init__(value)
-        self.value = value
+    value: str
 
     def __str__(self) -> str:
         return (
@@ -141,6 +140,7 @@ class InvalidSessionId(JidokaError, ValueError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class InvalidName(JidokaError, ValueError):
     """What was given as a registry's name cannot be one.
 
@@ -148,14 +148,13 @@ class InvalidName(JidokaError, ValueError):
         name: what was given, shortened, as text.
     """
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
+    name: str
 
     def __str__(self) -> str:
         return f"{self.name} is no registry name: use 1 to 64 of A-Z, a-z, 0-9, '_' and '-'"
 
 
+@dataclass(eq=False, repr=False)
 class InvalidMetadata(JidokaError, ValueError):
     """A map holds something that JSON does not.
 
@@ -164,10 +163,8 @@ class InvalidMetadata(JidokaError, ValueError):
         reason: what is wrong there.
     """
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
+    path: str
+    reason: str
 
     def __str__(self) -> str:
         return (
@@ -176,6 +173,7 @@ class InvalidMetadata(JidokaError, ValueError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class RecordTooLarge(JidokaError, ValueError):
     """The encoded session does not fit.
 
@@ -184,10 +182,8 @@ class RecordTooLarge(JidokaError, ValueError):
         limit: the largest record that fits, in bytes.
     """
 
-    def __init__(self, size: int, limit: int) -> None:
-        super().__init__(size, limit)
-        self.size = size
-        self.limit = limit
+    size: int
+    limit: int
 
     def __str__(self) -> str:
         return (
@@ -196,6 +192,7 @@ class RecordTooLarge(JidokaError, ValueError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class RegistryFull(JidokaError):
     """There is no room: no free slot, or not enough of /dev/shm.
 
@@ -205,11 +202,9 @@ class RegistryFull(JidokaError):
         unit: ``"slots"``, ``"bytes of /dev/shm"`` or ``"entries near the id's home"``.
     """
 
-    def __init__(self, needed: int, available: int, unit: str) -> None:
-        super().__init__(needed, available, unit)
-        self.needed = needed
-        self.available = available
-        self.unit = unit
+    needed: int
+    available: int
+    unit: str
 
     def __str__(self) -> str:
         if self.unit == "bytes of /dev/shm":
@@ -222,6 +217,7 @@ class RegistryFull(JidokaError):
         return f"the registry needs {self.needed} {self.unit}, {self.available} are free: {out}"
 
 
+@dataclass(eq=False, repr=False)
 class RegistryNotFound(JidokaError, FileNotFoundError):
     """No registry of this name appeared in time.
 
@@ -230,11 +226,8 @@ class RegistryNotFound(JidokaError, FileNotFoundError):
         timeout: how long it was waited for, in seconds.
     """
 
-    def __init__(self, name: str, timeout: float) -> None:
-        # FileNotFoundError takes its errno and text from args; args stay the facts all the same.
-        super().__init__(name, timeout)
-        self.name = name
-        self.timeout = timeout
+    name: str
+    timeout: float
 
     def __str__(self) -> str:
         return (
@@ -243,6 +236,7 @@ class RegistryNotFound(JidokaError, FileNotFoundError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class RegistryClosed(JidokaError):
     """This handle is closed, or the registry was destroyed.
 
@@ -251,15 +245,14 @@ class RegistryClosed(JidokaError):
         reason: which of the two, in words.
     """
 
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(name, reason)
-        self.name = name
-        self.reason = reason
+    name: str
+    reason: str
 
     def __str__(self) -> str:
         return f"registry {self.name!r}: {self.reason}; open it again to go on"
 
 
+@dataclass(eq=False, repr=False)
 class WriterAlreadyRunning(JidokaError):
     """Another manager holds the registry's lock.
 
@@ -268,10 +261,8 @@ class WriterAlreadyRunning(JidokaError):
         pid: the holder's pid, or None where it cannot be known.
     """
 
-    def __init__(self, name: str, pid: int | None) -> None:
-        super().__init__(name, pid)
-        self.name = name
-        self.pid = pid
+    name: str
+    pid: int | None
 
     def __str__(self) -> str:
         holder = "another process" if self.pid is None else f"process {self.pid}"
@@ -281,6 +272,7 @@ class WriterAlreadyRunning(JidokaError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class WriterUnavailable(JidokaError, ConnectionError):
     """No writer answers for the registry.
 
@@ -289,16 +281,15 @@ class WriterUnavailable(JidokaError, ConnectionError):
         outcome_unknown: True where a change was sent and nobody can tell whether it was made.
     """
 
-    def __init__(self, name: str, outcome_unknown: bool = False) -> None:  # noqa: FBT001, FBT002 - a fact, not a switch
-        super().__init__(name, outcome_unknown)
-        self.name = name
-        self.outcome_unknown = outcome_unknown
+    name: str
+    outcome_unknown: bool = False
 
     def __str__(self) -> str:
         tail = "; the change may or may not have been made" if self.outcome_unknown else ""
         return f"registry {self.name!r} has no writer: reads go on, changes wait for one{tail}"
 
 
+@dataclass(eq=False, repr=False)
 class OwnerNotAlive(JidokaError, ValueError):
     """The process named as a session's owner is not alive.
 
@@ -306,14 +297,13 @@ class OwnerNotAlive(JidokaError, ValueError):
         pid: the process id that was given.
     """
 
-    def __init__(self, pid: int) -> None:
-        super().__init__(pid)
-        self.pid = pid
+    pid: int
 
     def __str__(self) -> str:
         return f"process {self.pid} is not alive: pass the pid of a running process, or None"
 
 
+@dataclass(eq=False, repr=False)
 class RegistryForbidden(JidokaError, PermissionError):
     """The registry belongs to another user.
 
@@ -322,10 +312,8 @@ class RegistryForbidden(JidokaError, PermissionError):
         uid: its owner's uid, or None where even that cannot be known.
     """
 
-    def __init__(self, name: str, uid: int | None) -> None:
-        super().__init__(name, uid)
-        self.name = name
-        self.uid = uid
+    name: str
+    uid: int | None
 
     def __str__(self) -> str:
         owner = "another user" if self.uid is None else f"the user with uid {self.uid}"
@@ -335,6 +323,7 @@ class RegistryForbidden(JidokaError, PermissionError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class UnsupportedPlatform(JidokaError, OSError):
     """This system is not Linux.
 
@@ -342,14 +331,13 @@ class UnsupportedPlatform(JidokaError, OSError):
         platform: what ``sys.platform`` says.
     """
 
-    def __init__(self, platform: str) -> None:
-        super().__init__(platform)
-        self.platform = platform
+    platform: str
 
     def __str__(self) -> str:
         return f"a registry cannot be opened on {self.platform}: jidoka_shm needs Linux"
 
 
+@dataclass(eq=False, repr=False)
 class ForkedHandle(JidokaError):
     """A manager was used in a process forked from the one that made it.
 
@@ -357,9 +345,7 @@ class ForkedHandle(JidokaError):
         name: the registry's name.
     """
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
+    name: str
 
     def __str__(self) -> str:
         return (
@@ -368,6 +354,7 @@ class ForkedHandle(JidokaError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class ReentrantCall(JidokaError, RuntimeError):
     """A signal handler or finalizer called the manager inside one of the manager's calls.
 
@@ -375,9 +362,7 @@ class ReentrantCall(JidokaError, RuntimeError):
         name: the registry's name.
     """
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
+    name: str
 
     def __str__(self) -> str:
         return (
@@ -386,6 +371,7 @@ class ReentrantCall(JidokaError, RuntimeError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class FormatMismatch(JidokaError):
     """The memory was laid out by another version of this package.
 
@@ -395,11 +381,9 @@ class FormatMismatch(JidokaError):
         supported: the format version of this package.
     """
 
-    def __init__(self, name: str, found: int | None, supported: int) -> None:
-        super().__init__(name, found, supported)
-        self.name = name
-        self.found = found
-        self.supported = supported
+    name: str
+    found: int | None
+    supported: int
 
     def __str__(self) -> str:
         found = "an unknown format" if self.found is None else f"format {self.found}"
@@ -409,6 +393,7 @@ class FormatMismatch(JidokaError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class CorruptRegistry(JidokaError):
     """The memory holds something that its writer can never have put there.
 
@@ -416,9 +401,7 @@ class CorruptRegistry(JidokaError):
         reason: what is wrong, and where.
     """
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    reason: str
 
     def __str__(self) -> str:
         return (
@@ -427,6 +410,7 @@ class CorruptRegistry(JidokaError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class ReadContended(JidokaError):
     """A read met a new commit at every one of its tries.
 
@@ -434,9 +418,7 @@ class ReadContended(JidokaError):
         tries: how many there were.
     """
 
-    def __init__(self, tries: int) -> None:
-        super().__init__(tries)
-        self.tries = tries
+    tries: int
 
     def __str__(self) -> str:
         return f"{self.tries} tries each met a new commit of the same session: read again"

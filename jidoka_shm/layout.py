@@ -17,22 +17,17 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from .errors import InvalidName
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    from mmap import mmap
 
-    class Memory(Buffer, Protocol):
-        """What a registry may live in: an ``mmap`` or a ``bytearray``."""
-
-        def __len__(self) -> int: ...
-        def __getitem__(self, key: slice, /) -> bytes | bytearray: ...
-        def __setitem__(self, key: slice, value: Any, /) -> None: ...  # noqa: ANN401 - bytes-like
-
+    #: What a registry may live in.
+    Memory = mmap | bytearray
 
 FORMAT_VERSION: Final = 1
 
@@ -134,6 +129,13 @@ SLOT_HEADER: Final = struct.Struct("<16sQQQIIBBHIII")
 SLOT_HEADER_SIZE: Final = SLOT_HEADER.size
 #: Bytes of a slot's header that its own crc32 covers: all before it.
 SLOT_CRC_OFFSET: Final = 60
+
+#: Where the payload's crc32 stands in a slot's header.
+PAYLOAD_CRC_OFFSET: Final = 52
+
+#: The part of a slot's header that a look-up wants: id, version, created_at, updated_at, pid,
+#: payload_length, status.
+SLOT_HEAD: Final = struct.Struct("<16sQQQIIB")
 
 #: The same header as a numpy dtype: the columns of ``snapshot()``.
 SLOT_DTYPE: Final = np.dtype(

@@ -49,20 +49,25 @@ class WriterLock:
         # Before there is a descriptor: a thread that forks meanwhile must not leave one behind.
         forks.register(self)
         deadline = time.monotonic() + wait
+        while not self._take(open_control):
+            if time.monotonic() >= deadline:
+                raise WriterAlreadyRunning(name, _holder(name))
+            time.sleep(_POLL)
+
+    def _take(self, open_control: Callable[[str], int]) -> bool:
+        """Try once, or again where the name was made anew meanwhile; return whether it worked."""
         while True:
-            self.descriptor = open_control(name)
+            self.descriptor = open_control(self.name)
             try:
-                if segment.try_lock(self.descriptor):
-                    if self._is_current():
-                        return
-                elif time.monotonic() >= deadline:
-                    raise WriterAlreadyRunning(name, _holder(name))
-                else:
-                    time.sleep(_POLL)
+                locked = segment.try_lock(self.descriptor)
+                if locked and self._is_current():
+                    return True
             except BaseException:
                 self.release()
                 raise
             self.release()
+            if not locked:
+                return False
 
     def _is_current(self) -> bool:
         """Return whether the control's name leads to the locked object, not to one made since."""

@@ -13,10 +13,9 @@ from uuid import uuid4
 
 from msgspec import UNSET, UnsetType
 
-from . import forks, ownership, processes
-from .arguments import check_flag, check_mode, check_pid, check_seconds, check_text, check_whole
+from . import changes, forks, ownership, processes
+from .arguments import check_flag, check_mode, check_seconds, check_whole
 from .attachment import Attachment, detached
-from .control import Identity
 from .errors import (
     ForkedHandle,
     JidokaError,
@@ -25,11 +24,10 @@ from .errors import (
     RegistryNotFound,
 )
 from .layout import Geometry, check_name
-from .maps import encode_map
 from .reactor import Reactor
 from .reads import SessionReads
 from .registry import Instant, Registry
-from .session import parse_session_id, parse_status
+from .session import parse_session_id
 from .writer import TableWriter
 
 if TYPE_CHECKING:
@@ -109,11 +107,18 @@ class SessionManager(SessionReads):
         wait = check_seconds("wait", wait)
         self._lock = threading.RLock()
         self._interrupted = self._close_wanted = self._closed = self._forked = False
-        self._own, *self._table, found = ownership.claim(
+        self._own, memory, header, found = ownership.claim(
             self._name, geometry, processes.own_identity(), mode=mode, fresh=fresh, wait=wait
         )
         try:
-            self.recovery = self._take_over(delay, found=found)
+            self._instance = header.instance
+            table = TableWriter(memory, self._own.control, header.geometry)
+            self._registry = Registry(table, self._own.control, cleanup_delay=delay)
+            self._view = Attachment(
+                self._own.control, table, is_named=self._own.is_named, cache_size=_CACHE_SIZE
+            )
+            self._own.discard_others(header.generation)
+            self.recovery = self._take_over() if found else None
             me = weakref.ref(self)
             self._reactor = Reactor(
                 f"jidoka_shm {self._name}", turn=lambda: _turn(me), watch=lambda: _watch(me)
@@ -125,18 +130,9 @@ class SessionManager(SessionReads):
         forks.register(self)
         self._reactor.wake_at(self._registry.next_deadline())
 
-    def _take_over(self, cleanup_delay: int, *, found: bool) -> Recovery | None:
-        """Make the table this process's to write, and return what was in it."""
+    def _take_over(self) -> Recovery:
+        """Make what a predecessor left this process's to write."""
         control = self._own.control
-        memory, header = self._table
-        table = TableWriter(memory, control, header.geometry)
-        self._view = Attachment(
-            control, table, is_named=self._own.is_named, cache_size=_CACHE_SIZE
-        )
-        self._registry = Registry(table, control, cleanup_delay=cleanup_delay)
-        self._own.discard_others(header.generation)
-        if not found:
-            return None
         clean = control.writer() is None and control.change[0] % 2 == 0
         kept, dropped = self._registry.resume(processes.own_identity())
         control.count("takeovers")
@@ -178,12 +174,7 @@ class SessionManager(SessionReads):
             RegistryFull: where no slot is free.
         """
         new_id = uuid4() if session_id is None else parse_session_id(session_id)
-        fields = {
-            "metadata": encode_map(metadata, "metadata"),
-            "llm_config": encode_map(llm_config, "llm_config"),
-            "owner": None if pid is None else _owner(pid),
-            "ttl": None if ttl is None else _ttl(ttl),
-        }
+        fields = changes.for_create(metadata, llm_config, pid, ttl)
         self._change(self._registry.create, new_id, fields)
         return new_id
 
@@ -192,10 +183,10 @@ class SessionManager(SessionReads):
         session_id: UUID | str,
         *,
         status: SessionStatus | str | UnsetType = UNSET,
-        metadata: Map | None | UnsetType = UNSET,
-        llm_config: Map | None | UnsetType = UNSET,
-        pid: int | None | UnsetType = UNSET,
-        ttl: float | None | UnsetType = UNSET,
+        metadata: Map | UnsetType | None = UNSET,
+        llm_config: Map | UnsetType | None = UNSET,
+        pid: int | UnsetType | None = UNSET,
+        ttl: float | UnsetType | None = UNSET,
         expected_version: int | None = None,
     ) -> Session:
         """Change what is given and return the session as it is then.
@@ -219,19 +210,7 @@ class SessionManager(SessionReads):
             InvalidMetadata, InvalidSessionId, ValueError, TypeError: for a bad argument.
             RecordTooLarge: where the session outgrows a slot.
         """
-        fields: dict[str, Any] = {}
-        if status is not UNSET:
-            fields["status"] = parse_status(status)
-        if metadata is not UNSET:
-            fields["metadata"] = encode_map(metadata, "metadata")
-        if llm_config is not UNSET:
-            fields["llm_config"] = encode_map(llm_config, "llm_config")
-        if pid is not UNSET:
-            fields["owner"] = None if pid is None else _owner(pid)
-        if ttl is not UNSET:
-            fields["ttl"] = None if ttl is None else _ttl(ttl)
-        if expected_version is not None:
-            fields["expected_version"] = check_whole("expected_version", expected_version)
+        fields = changes.for_update(status, metadata, llm_config, pid, ttl, expected_version)
         return self._change(self._registry.update, parse_session_id(session_id), fields)
 
     def terminate_session(self, session_id: UUID | str, error: str | None = None) -> None:
@@ -244,7 +223,7 @@ class SessionManager(SessionReads):
         Raises:
             SessionNotFound: where it is not there. One still visible as terminated is no error.
         """
-        fields = {"error": None if error is None else check_text("error", error)}
+        fields = changes.for_terminate(error)
         self._change(self._registry.terminate, parse_session_id(session_id), fields)
 
     def _change(self, change: Callable[..., T], session_id: UUID, fields: dict[str, Any]) -> T:
@@ -304,10 +283,13 @@ class SessionManager(SessionReads):
             return
         with self._lock:
             _log.error("the names of registry %r were removed: closing it", self._name)
-            self._own.revoke(*self._table)
+            self._own.revoke(self._registry.table)
             self._let_go("its names were removed from /dev/shm")
         self._reactor.stop()
         self._own.release()
+
+    def _attach_again(self, old: Attachment) -> NoReturn:  # noqa: ARG002 - nothing can follow
+        raise RegistryClosed(self._name, "its table was given up")
 
     # ------------------------------------------------------------------ the end
 
@@ -340,7 +322,7 @@ class SessionManager(SessionReads):
                 self._own.destroy()
         if self._closed:
             with contextlib.suppress(RegistryNotFound):
-                ownership.remove(self._name, instance=self._table[1].instance)
+                ownership.remove(self._name, instance=self._instance)
         self.close()
 
     def _let_go(self, reason: str) -> None:
@@ -375,20 +357,6 @@ class SessionManager(SessionReads):
 
 def _now() -> Instant:
     return Instant(time.time_ns(), time.monotonic_ns())
-
-
-def _owner(pid: int) -> Identity:
-    """Return who ``pid`` is; its start time 0 where it is not alive."""
-    return processes.identity_of(check_pid(pid)) or Identity(pid, 0, processes.own_namespace())
-
-
-def _ttl(seconds: object) -> int:
-    """Return a time to live in nanoseconds."""
-    ttl = int(check_seconds("ttl", seconds) * 1e9)
-    if ttl == 0:
-        msg = "ttl is 0: give the seconds until the session expires, or None for never"
-        raise ValueError(msg)
-    return ttl
 
 
 # The reactor's thread and the finalizer must not keep a manager alive that nobody uses any more.

@@ -33,9 +33,6 @@ _REFUSALS: Final = (
     RecursionError,
 )
 
-#: Return the map that a ``Raw`` of msgpack holds, made anew.
-decode_map: Final = msgspec.msgpack.Decoder(Map).decode
-
 
 def encode_map(value: object, name: str) -> Raw:
     """Return ``value`` as msgpack, once it is known to hold only what JSON holds.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from .control import Identity
     from .layout import Geometry, Memory
+    from .table import SessionTable
 
 
 class Ownership:
@@ -175,16 +176,16 @@ class Ownership:
         self._discard_tables()
         segment.unlink(control_name(self.name))
 
-    def revoke(self, memory: Memory, header: TableHeader) -> None:
+    def revoke(self, table: SessionTable) -> None:
         """Close a registry whose names somebody removed, for everybody who still has it.
 
         The names may be another registry's by now; only a table that is this one's loses its own.
         """
         change = self.control.change
         seqlock.hold(change, seqlock.last_version(change) + 1)
-        seqlock.overwrite(_index(memory, header.geometry), CLOSED)
+        seqlock.overwrite(table.index.words, CLOSED)
         if self._table is not None and self._table.is_named():
-            segment.unlink(table_name(self.name, header.generation))
+            segment.unlink(table_name(self.name, self.control.generation))
 
 
 def _index(memory: Memory, geometry: Geometry) -> seqlock.Words:
@@ -196,7 +197,7 @@ def _is_closed(memory: Memory, geometry: Geometry) -> bool:
     return _index(memory, geometry)[0] == CLOSED
 
 
-def claim(
+def claim(  # noqa: PLR0913 - a manager's own options
     name: str, geometry: Geometry, writer: Identity, *, mode: int, fresh: bool, wait: float
 ) -> tuple[Ownership, Memory, TableHeader, bool]:
     """Become the writer of a registry, making it where there is none.
@@ -235,9 +236,7 @@ def claim(
         fresh = False
 
 
-def _create(
-    own: Ownership, geometry: Geometry, writer: Identity
-) -> tuple[Memory, TableHeader]:
+def _create(own: Ownership, geometry: Geometry, writer: Identity) -> tuple[Memory, TableHeader]:
     """Make the registry's objects; a failure leaves no name behind."""
     try:
         return own.create_table(geometry, writer)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from . import forks
 
@@ -73,9 +73,9 @@ class Reactor:
         if self._loop.is_closed():
             return
         _abandoned.append(self._loop)
-        for key in list(self._selector.get_map().values()):
-            key.fileobj.close()  # type: ignore[union-attr] - the loop's wake-up socket
-        self._loop._csock.close()  # type: ignore[attr-defined] # noqa: SLF001 - its other end
+        loop: Any = self._loop
+        loop._ssock.close()  # noqa: SLF001 - its wake-up pair has no public name
+        loop._csock.close()  # noqa: SLF001 - the other end
         self._selector.close()
 
     def _run(self) -> None:

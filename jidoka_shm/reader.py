@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import threading
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from . import forks
 from .arguments import check_flag, check_seconds, check_whole
-from .attachment import Attachment, attach, attach_again, detached
+from .attachment import Attachment, ReadOptions, attach, attach_again, detached
 from .errors import RegistryClosed
 from .layout import check_name
 from .reads import SessionReads
@@ -46,19 +47,19 @@ class SessionReader(SessionReads):
             InvalidName: for a name that no registry can have.
         """
         self._name = check_name(name)
-        self._options = {
-            "timeout": check_seconds("timeout", timeout),
-            "cache_size": check_whole("cache_size", cache_size),
-            "verify": check_flag("verify", verify),
-        }
+        self._options = ReadOptions(
+            timeout=check_seconds("timeout", timeout),
+            cache_size=check_whole("cache_size", cache_size),
+            verify=check_flag("verify", verify),
+        )
         self._lock = threading.Lock()
-        self._view = attach(name, **self._options)
+        self._view = attach(self._name, self._options)
         forks.register(self)
 
     def _attach_again(self, old: Attachment) -> None:
         with self._lock:
             if self._view is old:
-                self._view = attach_again(self._name, old, **self._options)
+                self._view = attach_again(self._name, old, self._options)
 
     def close(self) -> None:
         """Let go of the registry. May be repeated; reads in other threads end by themselves."""
@@ -75,7 +76,7 @@ class SessionReader(SessionReads):
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return functools.partial(type(self), self._name, **self._options), ()
+        return functools.partial(type(self), self._name, **asdict(self._options)), ()
 
     def __repr__(self) -> str:
         return f"SessionReader({self._name!r}, {self._summary()})"

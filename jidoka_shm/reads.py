@@ -1,13 +1,13 @@
-"""Reading: the one implementation behind every kind of handle, and the protocol they all satisfy.
+"""Reading: the one implementation behind every kind of handle.
 
 A look-up takes no lock and makes no system call; a list makes one, to see that the name stands.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import abc
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from uuid import UUID
 
 import numpy as np
@@ -19,11 +19,18 @@ from .errors import (
     InvalidSessionId,
     JidokaError,
     ReadContended,
-    RegistryClosed,
     SessionNotFound,
 )
+from .handles import Stats
 from .scan import scan_headers, scan_sessions
-from .session import STATUS_OF_CODE, Session, SessionStatus, decode_ids, parse_session_id, parse_status
+from .session import (
+    STATUS_OF_CODE,
+    Session,
+    SessionStatus,
+    decode_ids,
+    parse_session_id,
+    parse_status,
+)
 from .table import TableGone
 
 if TYPE_CHECKING:
@@ -38,67 +45,6 @@ _ATTACHMENTS: Final = 8
 
 #: Tries at a table that stays as it is while ``check`` looks at all of it.
 _CHECKS: Final = 20
-
-
-class Sessions(Protocol):
-    """What manager, reader and client have in common: all that reads."""
-
-    def get_session_info(self, session_id: UUID | str) -> Session: ...
-    def get_session_pid(self, session_id: UUID | str) -> int | None: ...
-    def get_session_status(self, session_id: UUID | str) -> SessionStatus: ...
-    def list_sessions(self, status: SessionStatus | str | None = None) -> list[Session]: ...
-    def count_by_status(self) -> dict[SessionStatus, int]: ...
-    def snapshot(self) -> NDArray[Any]: ...
-    def stats(self) -> Stats: ...
-    def refresh(self) -> None: ...
-    def close(self) -> None: ...
-    @property
-    def version(self) -> int | None: ...
-    @property
-    def writer_alive(self) -> bool | None: ...
-    def __getitem__(self, session_id: UUID | str, /) -> Session: ...
-    def __contains__(self, session_id: object, /) -> bool: ...
-    def __iter__(self) -> Iterator[UUID]: ...
-    def __len__(self) -> int: ...
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Stats:
-    """Figures of a registry and of the handle that was asked.
-
-    Attributes:
-        name: the registry's name.
-        instance: the id of this creation of it.
-        generation: which table it is at.
-        version: commits so far; None while one is under way or was cut short.
-        sessions: sessions that are visible.
-        capacity: sessions that fit.
-        slot_size: bytes a slot.
-        index_size: home entries.
-        table_bytes: bytes of the table's shared memory.
-        created, updated, removed: changes since the registry was created.
-        takeovers: how often a writer took it over.
-        dropped: damaged records that recoveries dropped.
-        cached: look-ups that this handle keeps.
-        retries: reads of this handle that met a commit and tried again.
-    """
-
-    name: str
-    instance: UUID
-    generation: int
-    version: int | None
-    sessions: int
-    capacity: int
-    slot_size: int
-    index_size: int
-    table_bytes: int
-    created: int
-    updated: int
-    removed: int
-    takeovers: int
-    dropped: int
-    cached: int
-    retries: int
 
 
 class SessionReads(Mapping[UUID, Session]):
@@ -122,12 +68,18 @@ class SessionReads(Mapping[UUID, Session]):
         """
         view = self._view
         try:
-            hit = view.young.get(session_id.int)  # type: ignore[union-attr] - a str is caught
+            hit = view.young.get(session_id.int)  # type: ignore[union-attr]  # a str is caught
         except AttributeError:
             hit = None
         if hit is not None and view.words[hit[0]] == hit[1]:
             return hit[2]
-        session = self._look_up(session_id)
+        try:
+            if type(session_id) is UUID:
+                session = view.look_up(session_id)
+            else:
+                session = self._look_up(session_id)
+        except TableGone:
+            session = self._look_up(session_id)
         if session is None:
             raise SessionNotFound(parse_session_id(session_id))
         return session
@@ -158,7 +110,7 @@ class SessionReads(Mapping[UUID, Session]):
         """Return a session, or ``default`` where it is not there or ``session_id`` is no id."""
         view = self._view
         try:
-            hit = view.young.get(session_id.int)  # type: ignore[attr-defined] - caught
+            hit = view.young.get(session_id.int)  # type: ignore[attr-defined]  # a str is caught
         except AttributeError:
             hit = None
         if hit is not None and view.words[hit[0]] == hit[1]:
@@ -190,13 +142,13 @@ class SessionReads(Mapping[UUID, Session]):
             if hit is not None and view.words[hit[0]] == hit[1]:
                 return hit[2].status, hit[2].pid
             try:
-                found = view.table.find_brief(key)
+                found = view.table.find(key, view.table.copy_head)
             except TableGone:
                 self._attach_again(view)
                 continue
             if found is None:
                 raise SessionNotFound(key)
-            return _status(key, found.copy[3]), found.copy[2] or None
+            return _status(key, found[2][0][6]), found[2][0][4] or None
         raise ReadContended(_ATTACHMENTS)
 
     # ------------------------------------------------------------------ all sessions
@@ -225,9 +177,7 @@ class SessionReads(Mapping[UUID, Session]):
     def count_by_status(self) -> dict[SessionStatus, int]:
         """Return how many sessions have each status; all five are there, the terminated too."""
         codes = self.snapshot()["status"]
-        return {
-            status: int((codes == code).sum()) for code, status in STATUS_OF_CODE.items()
-        }
+        return {status: int((codes == code).sum()) for code, status in STATUS_OF_CODE.items()}
 
     def snapshot(self) -> NDArray[Any]:
         """Return the header columns of all sessions, the terminated too: a copy, a row each.
@@ -340,9 +290,17 @@ class SessionReads(Mapping[UUID, Session]):
                 return problems
         raise ReadContended(_CHECKS)
 
+    @abc.abstractmethod
     def _attach_again(self, old: Attachment) -> None:
-        """Put what follows ``old`` in its place, unless another thread did so."""
-        raise RegistryClosed(self._name, "it was destroyed")
+        """Put what follows ``old`` in its place, unless another thread did so.
+
+        Raises:
+            RegistryClosed: where nothing follows it.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Let go of the registry. May be repeated."""
 
     def _summary(self) -> str:
         """Return the part of a repr that says how the registry is, without raising."""

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from .deadlines import Deadlines
 from .errors import IllegalTransition, SessionExists, SessionNotFound, VersionConflict
-from .session import MOVES, Session, SessionStatus
+from .session import MOVES, Payload, Session, SessionStatus
 
 if TYPE_CHECKING:
     from msgspec import Raw
@@ -64,7 +64,7 @@ class Registry:
         def visit(session: Session) -> None:
             nonlocal kept
             kept += 1
-            self._deadlines.set(session.session_id.int, session._deadline)  # noqa: SLF001 - ours
+            self._deadlines.set(session.session_id.int, session.payload().deadline)
 
         dropped = self.table.resume(identity, visit)
         self._control.count("dropped", len(dropped))
@@ -97,22 +97,23 @@ class Registry:
             RecordTooLarge: where the record does not fit a slot.
             RegistryFull: where no slot is free.
         """
-        if self.table.find_brief(session_id) is not None:
+        if self.table.find(session_id, self.table.copy_head) is not None:
             raise SessionExists(session_id)
+        payload = Payload(
+            metadata=metadata, llm_config=llm_config, **_expiry(ttl, now), **_owner_marks(owner)
+        )
         created = _whole_microseconds(now.wall)
         session = Session(
+            session_id=session_id,
             version=self.table.next_version(),
             status=SessionStatus.INITIALIZING,
+            pid=None if owner is None else owner.pid,
             _created=created,
             _updated=created,
-            _metadata=metadata,
-            _llm_config=llm_config,
-            session_id=session_id,
-            **_expiry(ttl, now),
-            **_ownership(owner),
+            _payload=payload.encode(),
         )
         self.table.insert(session)
-        self._deadlines.set(session_id.int, session._deadline)  # noqa: SLF001 - ours
+        self._deadlines.set(session_id.int, payload.deadline)
         self._control.count("created")
         return session
 
@@ -124,8 +125,8 @@ class Registry:
         status: SessionStatus | UnsetType = UNSET,
         metadata: Raw | UnsetType = UNSET,
         llm_config: Raw | UnsetType = UNSET,
-        owner: Identity | None | UnsetType = UNSET,
-        ttl: int | None | UnsetType = UNSET,
+        owner: Identity | UnsetType | None = UNSET,
+        ttl: int | UnsetType | None = UNSET,
         expected_version: int | None = None,
     ) -> Session:
         """Change what is given of a live session and return its new version.
@@ -139,21 +140,23 @@ class Registry:
         entry, session = self._live(session_id)
         if expected_version not in {None, session.version}:
             raise VersionConflict(session_id, expected_version, session.version)
+        if status is UNSET:
+            status = session.status
+        elif status is not session.status and status not in MOVES[session.status]:
+            raise _illegal(session, status)
         changes: dict[str, Any] = {}
-        if status is not UNSET:
-            _check_move(session, status)
-            changes["status"] = status
         if metadata is not UNSET:
-            changes["_metadata"] = metadata
+            changes["metadata"] = metadata
         if llm_config is not UNSET:
-            changes["_llm_config"] = llm_config
+            changes["llm_config"] = llm_config
         if owner is not UNSET:
-            changes |= _ownership(owner)
+            changes |= _owner_marks(owner)
         if ttl is not UNSET:
             changes |= _expiry(ttl, now)
         if status is SessionStatus.TERMINATED:
-            changes["_deadline"] = now.monotonic + self._cleanup_delay
-        return self._replace(entry, session, now, changes)
+            changes["deadline"] = now.monotonic + self._cleanup_delay
+        pid = session.pid if owner is UNSET else None if owner is None else owner.pid
+        return self._replace(entry, session, now, changes, status=status, pid=pid)
 
     def terminate(self, session_id: UUID, *, error: str | None, now: Instant) -> None:
         """End a session; it stays visible as terminated for the cleanup delay.
@@ -163,9 +166,9 @@ class Registry:
         """
         entry, session = self._visible(session_id)
         if session.status is not SessionStatus.TERMINATED:
-            changes = {"status": SessionStatus.TERMINATED, "error": error}
-            changes["_deadline"] = now.monotonic + self._cleanup_delay
-            self._replace(entry, session, now, changes)
+            changes = {"error": error, "deadline": now.monotonic + self._cleanup_delay}
+            status = SessionStatus.TERMINATED
+            self._replace(entry, session, now, changes, status=status, pid=session.pid)
 
     # ------------------------------------------------------------------ deadlines
 
@@ -177,12 +180,11 @@ class Registry:
         """Remove the terminated whose delay is over, terminate those past their time to live."""
         for key in self._deadlines.due(now.monotonic, _BATCH):
             session_id = UUID(int=key)
-            found = self.table.find(session_id)
-            session = None if found is None else self.table.decode(session_id, found)
-            if found is None or session is None:
+            found = self.table.look_up(session_id)
+            if found is None:
                 self._deadlines.set(key, None)
-            elif session.status is SessionStatus.TERMINATED:
-                self.table.remove(found.entry)
+            elif found[2].status is SessionStatus.TERMINATED:
+                self.table.remove(found[0])
                 self._deadlines.set(key, None)
                 self._control.count("removed")
             else:
@@ -191,10 +193,10 @@ class Registry:
     # ------------------------------------------------------------------ parts
 
     def _visible(self, session_id: UUID) -> tuple[int, Session]:
-        found = self.table.find(session_id)
+        found = self.table.look_up(session_id)
         if found is None:
             raise SessionNotFound(session_id)
-        return found.entry, self.table.decode(session_id, found)
+        return found[0], found[2]
 
     def _live(self, session_id: UUID) -> tuple[int, Session]:
         entry, session = self._visible(session_id)
@@ -202,29 +204,40 @@ class Registry:
             raise SessionNotFound(session_id)
         return entry, session
 
-    def _replace(
-        self, entry: int, session: Session, now: Instant, changes: dict[str, Any]
+    def _replace(  # noqa: PLR0913 - one argument a field
+        self,
+        entry: int,
+        session: Session,
+        now: Instant,
+        changes: dict[str, Any],
+        *,
+        status: SessionStatus,
+        pid: int | None,
     ) -> Session:
-        changed = replace(
-            session,
+        """Commit a session's next version, with ``changes`` to its payload."""
+        packed = session._payload  # noqa: SLF001 - ours
+        if changes:
+            payload = replace(session.payload(), **changes)
+            packed = payload.encode()
+        changed = Session(
+            session_id=session.session_id,
             version=self.table.next_version(),
+            status=status,
+            pid=pid,
+            _created=session._created,  # noqa: SLF001 - ours
             _updated=_whole_microseconds(now.wall),
-            **changes,
+            _payload=packed,
         )
         self.table.replace(entry, changed)
-        self._deadlines.set(changed.session_id.int, changed._deadline)  # noqa: SLF001 - ours
+        if changes:
+            self._deadlines.set(changed.session_id.int, payload.deadline)
         self._control.count("updated")
         return changed
 
 
-def _check_move(session: Session, status: SessionStatus) -> None:
-    if status is not session.status and status not in MOVES[session.status]:
-        raise IllegalTransition(
-            session.session_id,
-            session.status.value,
-            status.value,
-            tuple(move.value for move in MOVES[session.status]),
-        )
+def _illegal(session: Session, status: SessionStatus) -> IllegalTransition:
+    allowed = tuple(move.value for move in MOVES[session.status])
+    return IllegalTransition(session.session_id, session.status.value, status.value, allowed)
 
 
 def _whole_microseconds(ns: int) -> int:
@@ -232,19 +245,15 @@ def _whole_microseconds(ns: int) -> int:
     return ns - ns % 1000
 
 
-def _expiry(ttl: int | None, now: Instant) -> dict[str, int | None]:
+def _expiry(ttl: int | None, now: Instant) -> dict[str, Any]:
     """Return the fields that a time to live sets: one on each clock."""
     if ttl is None:
-        return {"_expires": None, "_deadline": None}
-    return {"_expires": _whole_microseconds(now.wall + ttl), "_deadline": now.monotonic + ttl}
+        return {"expires": None, "deadline": None}
+    return {"expires": _whole_microseconds(now.wall + ttl), "deadline": now.monotonic + ttl}
 
 
-def _ownership(owner: Identity | None) -> dict[str, int | None]:
-    """Return the fields that an owner sets."""
+def _owner_marks(owner: Identity | None) -> dict[str, Any]:
+    """Return the fields that tell an owner from a later process of its pid."""
     if owner is None:
-        return {"pid": None, "_owner_start": None, "_owner_namespace": None}
-    return {
-        "pid": owner.pid,
-        "_owner_start": owner.start or None,
-        "_owner_namespace": owner.namespace or None,
-    }
+        return {"owner_start": None, "owner_namespace": None}
+    return {"owner_start": owner.start or None, "owner_namespace": owner.namespace or None}

@@ -16,7 +16,6 @@ from . import seqlock
 from .layout import SLOT_DTYPE
 from .session import decode_ids
 from .slots import DAMAGED
-from .table import Found
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,9 +61,9 @@ def scan_sessions(
         if copy is not None:
             placed[at], copies[at] = word, copy
     sessions = {word: known[word] for at, word in placed.items() if at not in copies}
-    ids = decode_ids(b"".join([copy[0] for copy in copies.values()]))
+    ids = decode_ids(b"".join([copy[0][0] for copy in copies.values()]))
     for session_id, (at, copy) in zip(ids, copies.items(), strict=True):
-        sessions[placed[at]] = table.decode(session_id, Found(at, placed[at], copy))
+        sessions[placed[at]] = table.make_session(session_id, at, placed[at], copy)
     if atomic and not doubtful:
         return before, sessions
     return None, _newest(sessions)
@@ -81,7 +80,7 @@ def scan_headers(table: SessionTable) -> tuple[int | None, NDArray[Any]]:
         return before, rows
     doubtful = entries if table.verify else _changed(table, index)
     again = [table.read(at, table.copy_row)[1] for at in doubtful.tolist()]
-    fresh = np.frombuffer(b"".join([raw for raw in again if raw is not None]), SLOT_DTYPE)
+    fresh = np.frombuffer(b"".join([row[1] for row in again if row is not None]), SLOT_DTYPE)
     rows = np.concatenate([rows[~np.isin(entries, doubtful)], fresh])
     if atomic and seqlock.end_scan(table.change, before):
         return before, rows

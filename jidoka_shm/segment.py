@@ -8,6 +8,7 @@ posix_fallocate a full /dev/shm is a SIGBUS at some later store instead of an er
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -162,10 +163,8 @@ def try_lock(descriptor: int) -> bool:
 
 def unlink(name: str) -> None:
     """Remove a name; nothing happens where there is none."""
-    try:
+    with contextlib.suppress(posix_ipc.ExistentialError):
         posix_ipc.unlink_shared_memory(name)
-    except posix_ipc.ExistentialError:
-        pass
 
 
 def names() -> Iterator[str]:

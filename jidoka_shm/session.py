@@ -4,9 +4,8 @@ The moves are the literal ``MOVES`` below and nothing else. A status given again
 error: it is a heartbeat. *Terminated* straight from a live status is what an expired session, or
 one whose owner process died, gets.
 
-A session's record in shared memory is the array-like msgpack of ``Record``, in the order of its
-fields. What the slot header holds too (version, status, pid, times) stands in both: the header is
-for scans by column, the record makes the value.
+A session in shared memory is a slot's header and, behind it, the array-like msgpack of
+``Payload`` in the order of its fields.
 """
 
 from __future__ import annotations
@@ -14,16 +13,19 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeVar
 from uuid import UUID, uuid4
 
 import msgspec
 from msgspec import Raw, Struct
-from msgspec.structs import astuple, force_setattr
+from msgspec.structs import astuple
 
-from .errors import InvalidSessionId
+from .errors import CorruptRegistry, InvalidSessionId
 from .layout import STATUS_CODES
-from .maps import Map, decode_map, encode_map
+from .maps import Map, encode_map
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class SessionStatus(StrEnum):
@@ -53,60 +55,80 @@ STATUS_OF_CODE: Final = {
 CODE_OF_STATUS: Final = {status: code for code, status in STATUS_OF_CODE.items()}
 
 
-class Record(Struct, frozen=True, array_like=True, gc=False, eq=False):
-    """The payload of a slot, field by field.
+class Payload(Struct, frozen=True, array_like=True, gc=False, eq=False, kw_only=True):
+    """The payload of a slot, field by field: what the slot's header does not hold.
 
-    The names that begin with an underscore are what crash safety needs beside the public fields.
-    Times are nanoseconds since the epoch, in whole microseconds, since datetime carries no more.
+    All but the maps is for crash safety or rare, so ``encode`` leaves trailing Nones out.
     """
 
+    metadata: Raw
+    llm_config: Raw
+    #: When the session expires by the wall clock, in nanoseconds since the epoch.
+    expires: int | None = None
+    error: str | None = None
+    #: CLOCK_MONOTONIC, nanoseconds: when the session expires or, terminated, disappears.
+    deadline: int | None = None
+    #: The owner process's start time in clock ticks after boot, and its pid namespace's inode.
+    owner_start: int | None = None
+    owner_namespace: int | None = None
+    #: The id of the request that made this version, 16 bytes.
+    request: bytes | None = None
+
+    def encode(self) -> bytes:
+        """Return the payload's bytes."""
+        fields = list(astuple(self))
+        while fields[-1] is None:
+            del fields[-1]
+        return _encode(fields)
+
+
+class Session(Struct, frozen=True, gc=False, eq=False):
+    """One session, as it was at one version. A frozen value, safe to share and to keep.
+
+    Attributes:
+        session_id: the id.
+        version: the number of the commit that made this value; it counts all commits of the
+            registry, so it only grows.
+        status: a ``SessionStatus``, which is a str.
+        pid: the owner process, or None.
+
+    What else there is stays encoded and is decoded at each access: a look-up that only wants
+    the status pays nothing for the maps, and a caller's change to a map shows nowhere else. Keep
+    the map in a variable to use it twice.
+
+    Times are kept in nanoseconds, whole microseconds, since datetime carries no more.
+    """
+
+    session_id: UUID
     version: int
     status: SessionStatus
     pid: int | None
     _created: int
     _updated: int
-    _metadata: Raw
-    _llm_config: Raw
-    _expires: int | None = None
-    error: str | None = None
-    #: CLOCK_MONOTONIC, nanoseconds: when the session expires or, terminated, disappears.
-    _deadline: int | None = None
-    #: The owner process's start time in clock ticks after boot, and its pid namespace's inode.
-    _owner_start: int | None = None
-    _owner_namespace: int | None = None
-    #: The id of the request that made this version, 16 bytes.
-    _request: bytes | None = None
+    _payload: bytes
 
+    def payload(self) -> Payload:
+        """Return the decoded payload; for the package itself.
 
-class Session(Record, frozen=True, array_like=True, gc=False, eq=False):
-    """One session, as it was at one version. A frozen value, safe to share and to keep.
-
-    Attributes:
-        session_id: the id.
-        status: a ``SessionStatus``, which is a str.
-        pid: the owner process, or None.
-        error: why it ended, or None.
-        version: the number of the commit that made this value; it counts all commits of the
-            registry, so it only grows.
-
-    ``metadata``, ``llm_config`` and the three times are kept encoded and decoded at each access
-    (about half the cost of a fresh look-up for a map): a look-up that only wants the status pays
-    nothing for them, and a caller's change to a map shows nowhere else. Keep the map in a variable
-    to use it twice.
-    """
-
-    # Last and with a default: the id stands in the slot header, so the payload ends before it.
-    session_id: UUID = UUID(int=0)
+        Raises:
+            CorruptRegistry: where the memory that it was copied from is damaged.
+        """
+        return _decoded(_decode_payload, self)
 
     @property
     def metadata(self) -> Map:
         """The caller's own copy of the session's metadata."""
-        return decode_map(self._metadata)
+        return _decoded(_decode_metadata, self).metadata
 
     @property
     def llm_config(self) -> Map:
         """The caller's own copy of the session's model configuration."""
-        return decode_map(self._llm_config)
+        return _decoded(_decode_llm_config, self).llm_config
+
+    @property
+    def error(self) -> str | None:
+        """Why the session ended, or None."""
+        return self.payload().error
 
     @property
     def created_at(self) -> datetime:
@@ -125,7 +147,8 @@ class Session(Record, frozen=True, array_like=True, gc=False, eq=False):
         The registry itself goes by the monotonic clock, so a step of the wall clock expires
         nothing.
         """
-        return None if self._expires is None else _to_datetime(self._expires)
+        expires = self.payload().expires
+        return None if expires is None else _to_datetime(expires)
 
     @classmethod
     def make(  # noqa: PLR0913 - one argument a field
@@ -162,17 +185,20 @@ class Session(Record, frozen=True, array_like=True, gc=False, eq=False):
             ValueError: for a status that is none, or a time without a zone.
         """
         created = _to_ns(datetime.now(UTC) if created_at is None else created_at)
+        payload = Payload(
+            metadata=encode_map(metadata, "metadata"),
+            llm_config=encode_map(llm_config, "llm_config"),
+            expires=None if expires_at is None else _to_ns(expires_at),
+            error=error,
+        )
         return cls(
+            session_id=uuid4() if session_id is None else parse_session_id(session_id),
             version=version,
             status=parse_status(status),
             pid=pid,
             _created=created,
             _updated=created if updated_at is None else _to_ns(updated_at),
-            _metadata=encode_map(metadata, "metadata"),
-            _llm_config=encode_map(llm_config, "llm_config"),
-            _expires=None if expires_at is None else _to_ns(expires_at),
-            error=error,
-            session_id=uuid4() if session_id is None else parse_session_id(session_id),
+            _payload=payload.encode(),
         )
 
     def to_dict(self) -> Map:
@@ -200,36 +226,40 @@ class Session(Record, frozen=True, array_like=True, gc=False, eq=False):
         return hash((self.session_id, self.version))
 
     def __repr__(self) -> str:
-        fields = {"session_id": str(self.session_id), "status": self.status.value}
+        fields: Map = {"session_id": str(self.session_id), "status": self.status.value}
         fields |= {"pid": self.pid, "metadata": self.metadata, "llm_config": self.llm_config}
         if self.error is not None:
             fields["error"] = self.error
         return f"Session({', '.join(f'{k}={v!r}' for k, v in fields.items())}, v{self.version})"
 
 
-# ---------------------------------------------------------------------------- records
+# ---------------------------------------------------------------------------- payloads
 
-_RECORD_FIELDS: Final = len(Record.__struct_fields__)
+
+class _MetadataOnly(Struct, array_like=True, gc=False):
+    metadata: Map
+
+
+class _LlmConfigOnly(Struct, array_like=True, gc=False):
+    metadata: Raw
+    llm_config: Map
+
+
+P = TypeVar("P")
+
 _encode: Final = msgspec.msgpack.Encoder().encode
-_decode_record: Final = msgspec.msgpack.Decoder(Session).decode
+_decode_payload: Final = msgspec.msgpack.Decoder(Payload).decode
+_decode_metadata: Final = msgspec.msgpack.Decoder(_MetadataOnly).decode
+_decode_llm_config: Final = msgspec.msgpack.Decoder(_LlmConfigOnly).decode
 _decode_ids: Final = msgspec.msgpack.Decoder(list[UUID]).decode
 
 
-def encode_record(session: Session) -> bytes:
-    """Return the payload that stands for ``session`` in its slot."""
-    return _encode(astuple(session)[:_RECORD_FIELDS])
-
-
-def decode_record(session_id: UUID, payload: bytes) -> Session:
-    """Return the session of ``session_id`` that ``payload`` holds.
-
-    Raises:
-        msgspec.MsgspecError: where it holds none.
-    """
-    session = _decode_record(payload)
-    # Nobody else has seen the value yet, so it is still as good as frozen.
-    force_setattr(session, "session_id", session_id)
-    return session
+def _decoded(decode: Callable[[bytes], P], session: Session) -> P:
+    try:
+        return decode(session._payload)  # noqa: SLF001 - its own
+    except msgspec.MsgspecError as error:
+        reason = f"the record of session {session.session_id} ({error})"
+        raise CorruptRegistry(reason) from None
 
 
 def decode_ids(ids: bytes) -> list[UUID]:
@@ -259,7 +289,9 @@ def _to_ns(when: datetime | str) -> int:
     if isinstance(when, str):
         when = datetime.fromisoformat(when)
     if when.tzinfo is None:
-        msg = f"{when.isoformat()} has no time zone: give an aware datetime, such as with tzinfo=UTC"
+        msg = (
+            f"{when.isoformat()} has no time zone: give an aware datetime, such as with tzinfo=UTC"
+        )
         raise ValueError(msg)
     since = when - _EPOCH
     return (since.days * 86_400 + since.seconds) * 1_000_000_000 + since.microseconds * 1000
@@ -293,7 +325,7 @@ def parse_status(value: object) -> SessionStatus:
         ValueError: where it is none of the five.
     """
     try:
-        return SessionStatus(value)
+        return SessionStatus(value)  # type: ignore[arg-type]  # what it refuses is refused here
     except ValueError:
         msg = f"{value!r:.80} is no status: use one of {', '.join(SessionStatus)}"
         raise ValueError(msg) from None

@@ -6,66 +6,57 @@ it was copied; ``seqlock.SequenceWords.read`` is what makes it one, and calls th
 
 from __future__ import annotations
 
+import functools
 import struct
 import zlib
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import UUID
 
-import msgspec
 import numpy as np
 
+from .errors import CorruptRegistry
 from .layout import (
+    PAYLOAD_CRC_OFFSET,
     SLOT_BITS,
     SLOT_CRC_OFFSET,
     SLOT_DTYPE,
+    SLOT_HEAD,
     SLOT_HEADER,
     SLOT_HEADER_SIZE,
     SLOT_MASK,
     VERSION_MASK,
     Geometry,
 )
-from .session import CODE_OF_STATUS, STATUS_OF_CODE, Session, decode_record
+from .session import CODE_OF_STATUS, STATUS_OF_CODE, Session
 
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+    from mmap import mmap
 
     from numpy.typing import NDArray
 
     from .layout import Memory
 
-#: What a copied slot yields: the id's 16 bytes, the payload, the owner pid, the status code.
-Copy = tuple[bytes, bytes, int, int]
+Head = tuple[bytes, int, int, int, int, int, int]
+
+#: A slot's head as ``SLOT_HEAD`` unpacks it (id, version, created, updated, pid, payload length,
+#: status code), and its payload.
+Copy = tuple[Head, bytes]
 
 #: A slot whose content cannot be: its number or length, or a crc that was asked for, is wrong.
-DAMAGED: Final[Copy] = (b"", b"", 0, 0)
-
-#: id, pid, payload length and status of a slot header: what a look-up wants, in one call.
-_BRIEF: Final = struct.Struct("<16s24xIIB").unpack_from
+DAMAGED: Final[Copy] = ((b"", 0, 0, 0, 0, 0, 0), b"")
 
 
-class SlotHeader(NamedTuple):
-    """A slot's header, field by field, in the order of its bytes."""
-
-    session_id: bytes
-    version: int
-    created_at: int
-    updated_at: int
-    pid: int
-    payload_length: int
-    status: int
-    flags: int
-    reserved_16: int
-    payload_crc: int
-    reserved_32: int
-    header_crc: int
+_head: Final = cast("Callable[[bytes], Head]", SLOT_HEAD.unpack_from)
 
 
-def pack_slot(session: Session, payload: bytes) -> bytes:
+def pack_slot(session: Session) -> bytes:
     """Return the bytes of a slot that holds ``session``: header, crcs and payload."""
+    payload = session._payload  # noqa: SLF001 - a session's own fields, written to its slot
     raw = SLOT_HEADER.pack(
         session.session_id.int.to_bytes(16),
         session.version,
-        session._created,  # noqa: SLF001 - a record's own fields, written to its slot
+        session._created,  # noqa: SLF001 - a session's own fields, written to its slot
         session._updated,  # noqa: SLF001 - as above
         session.pid or 0,
         len(payload),
@@ -83,10 +74,13 @@ class Slots:
     """The slots of one table, over any buffer, to be copied out of."""
 
     def __init__(self, memory: Memory, geometry: Geometry) -> None:
-        self._memory = memory
-        self._begin = geometry.slots_offset
-        self._slot_size = geometry.slot_size
-        self._limit = geometry.payload_limit
+        # A slice of an mmap is bytes; of a bytearray, in tests, as good as that.
+        self.memory = cast("mmap", memory)
+        self.begin = geometry.slots_offset
+        self.slot_size = geometry.slot_size
+        self.limit = geometry.payload_limit
+        #: Return the head at an offset of the memory.
+        self.unpack: Callable[[int], Head] = functools.partial(SLOT_HEAD.unpack_from, memory)
         self.count = geometry.slot_count
         # frombuffer holds the buffer; an ndarray made with buffer= does not, and reading that
         # after the mapping is gone is a segmentation fault.
@@ -96,71 +90,59 @@ class Slots:
 
     def offset(self, slot: int) -> int:
         """Return where a slot begins in the table's memory, in bytes."""
-        return self._begin + slot * self._slot_size
+        return self.begin + slot * self.slot_size
 
     # The slots are the memory's last part, so unpack_from refuses any slot number that damage
     # made too large; a length is checked by hand, or a slice would reach into the next slot.
 
-    def copy_brief(self, word: int) -> Copy:
-        """Return the slot's id, pid and status, with an empty payload."""
+    def copy_head(self, word: int) -> Copy:
+        """Return the slot's head, with an empty payload."""
         try:
-            start = self._begin + (word & SLOT_MASK) * self._slot_size
-            session_id, pid, _, status = _BRIEF(self._memory, start)
+            return self.unpack(self.begin + (word & SLOT_MASK) * self.slot_size), b""
         except struct.error:
             return DAMAGED
-        return session_id, b"", pid, status
 
     def copy_whole(self, word: int) -> Copy:
-        """Return the slot's id, payload, pid and status."""
-        start = self._begin + (word & SLOT_MASK) * self._slot_size
+        """Return the slot's head and payload."""
+        start = self.begin + (word & SLOT_MASK) * self.slot_size
         try:
-            session_id, pid, length, status = _BRIEF(self._memory, start)
+            head = self.unpack(start)
         except struct.error:
             return DAMAGED
-        if length > self._limit:
+        if head[5] > self.limit:
             return DAMAGED
         start += SLOT_HEADER_SIZE
-        return session_id, self._memory[start : start + length], pid, status  # type: ignore[return-value]
+        return head, self.memory[start : start + head[5]]
 
-    def copy_brief_verified(self, word: int) -> Copy:
-        """Return as ``copy_brief`` does, but ``DAMAGED`` where version or header crc is wrong."""
-        header = self.copy_header(word)
-        if header is None:
-            return DAMAGED
-        return header.session_id, b"", header.pid, header.status
+    def copy_row(self, word: int) -> Copy:
+        """Return the slot's head, with the bytes of its header in the payload's place."""
+        start = self.offset(word & SLOT_MASK)
+        raw = self.memory[start : start + SLOT_HEADER_SIZE]
+        return (_head(raw), raw) if len(raw) == SLOT_HEADER_SIZE else DAMAGED
+
+    # The same three, but DAMAGED where the header's crc or its version, or the payload's crc, is
+    # not what the word promises.
+
+    def copy_row_verified(self, word: int) -> Copy:
+        """Return as ``copy_row`` does, once version and header crc are right."""
+        head, raw = self.copy_row(word)
+        crc = int.from_bytes(raw[SLOT_CRC_OFFSET:], "little")
+        sound = head[1] & VERSION_MASK == word >> SLOT_BITS
+        return (head, raw) if sound and crc == zlib.crc32(raw[:SLOT_CRC_OFFSET]) else DAMAGED
+
+    def copy_head_verified(self, word: int) -> Copy:
+        """Return as ``copy_head`` does, once version and header crc are right."""
+        copy = self.copy_row_verified(word)
+        return copy if copy is DAMAGED else (copy[0], b"")
 
     def copy_whole_verified(self, word: int) -> Copy:
-        """Return as ``copy_whole`` does, but ``DAMAGED`` where version or a crc is wrong."""
-        header = self.copy_header(word)
-        if header is None or header.payload_length > self._limit:
+        """Return as ``copy_whole`` does, once version and both crcs are right."""
+        head, raw = self.copy_row_verified(word)
+        if head is DAMAGED[0] or head[5] > self.limit:
             return DAMAGED
         start = self.offset(word & SLOT_MASK) + SLOT_HEADER_SIZE
-        payload = bytes(self._memory[start : start + header.payload_length])
-        if zlib.crc32(payload) != header.payload_crc:
-            return DAMAGED
-        return header.session_id, payload, header.pid, header.status
-
-    def copy_row(self, word: int) -> bytes | Copy:
-        """Return the bytes of the slot's header."""
-        start = self.offset(word & SLOT_MASK)
-        raw = bytes(self._memory[start : start + SLOT_HEADER_SIZE])
-        return raw if len(raw) == SLOT_HEADER_SIZE else DAMAGED
-
-    def copy_row_verified(self, word: int) -> bytes | Copy:
-        """Return as ``copy_row`` does, but ``DAMAGED`` where version or header crc is wrong."""
-        header = self.copy_header(word)
-        return DAMAGED if header is None else SLOT_HEADER.pack(*header)
-
-    def copy_header(self, word: int) -> SlotHeader | None:
-        """Return the slot's header; None where its crc or its version is wrong."""
-        start = self.offset(word & SLOT_MASK)
-        raw = bytes(self._memory[start : start + SLOT_HEADER_SIZE])
-        if len(raw) < SLOT_HEADER_SIZE:
-            return None
-        header = SlotHeader._make(SLOT_HEADER.unpack(raw))
-        if zlib.crc32(raw[:SLOT_CRC_OFFSET]) != header.header_crc:
-            return None
-        return header if header.version & VERSION_MASK == word >> SLOT_BITS else None
+        payload = self.memory[start : start + head[5]]
+        return (head, payload) if zlib.crc32(payload) == _payload_crc(raw) else DAMAGED
 
     def copy_headers(self, words: NDArray[np.uint64]) -> NDArray[Any]:
         """Return the headers of many slots, a row for each word; slot 0's for one too large."""
@@ -174,25 +156,28 @@ class Slots:
 
         Only for memory at rest: while a writer writes, what is wrong may be the copy.
         """
-        header = self.copy_header(word)
-        if header is None:
-            return "its header does not fit its crc or its version"
-        copied = self.copy_whole_verified(word)
-        if copied is DAMAGED:
-            return "its payload does not fit its crc or its slot"
+        copy = self.copy_whole_verified(word)
+        if copy is DAMAGED:
+            return "its slot does not fit its crcs or its version"
         try:
-            session = decode_record(UUID(bytes=header.session_id), copied[1])
-        except msgspec.MsgspecError as error:
-            return f"its payload is no record ({error})"
-        return session if _agree(header, session) else "its header and its payload disagree"
+            session = make_session(UUID(bytes=copy[0][0]), copy)
+            session.payload()
+        except (KeyError, CorruptRegistry) as error:
+            return f"its slot holds no session ({error})"
+        return session
 
 
-def _agree(header: SlotHeader, session: Session) -> bool:
-    """Return whether the fields that stand in both header and payload are the same."""
-    return (
-        header.version == session.version
-        and STATUS_OF_CODE.get(header.status) == session.status
-        and (header.pid or None) == session.pid
-        and header.created_at == session._created  # noqa: SLF001 - a record's own fields
-        and header.updated_at == session._updated  # noqa: SLF001 - as above
+def _payload_crc(raw: bytes) -> int:
+    return int.from_bytes(raw[PAYLOAD_CRC_OFFSET : PAYLOAD_CRC_OFFSET + 4], "little")
+
+
+def make_session(session_id: UUID, copy: Copy) -> Session:
+    """Return the session that a validated copy holds.
+
+    Raises:
+        KeyError: where its status is none.
+    """
+    (_, version, created, updated, pid, _, status), payload = copy
+    return Session(
+        session_id, version, STATUS_OF_CODE[status], pid or None, created, updated, payload
     )

@@ -8,10 +8,8 @@ read from the memory is checked against the geometry before it is used: damage e
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
-from uuid import UUID
+from typing import TYPE_CHECKING, TypeVar
 
-import msgspec
 import numpy as np
 
 from . import seqlock
@@ -25,15 +23,17 @@ from .layout import (
     SLOT_MASK,
     Geometry,
 )
-from .session import Session, decode_record
-from .slots import DAMAGED, Copy, Slots
+from .slots import DAMAGED, Copy, Slots, make_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from uuid import UUID
+
     from numpy.typing import NDArray
 
     from .layout import Memory
-    from .seqlock import Words
+    from .seqlock import Found, Words
+    from .session import Session
 
 T = TypeVar("T")
 
@@ -44,14 +44,6 @@ _DOUBT_TRIES = 100 if seqlock.WEAK else 0
 
 class TableGone(Exception):  # noqa: N818 - no error: the reader attaches again and goes on
     """Internal: the index says ``MOVED`` or ``CLOSED``."""
-
-
-class Found(NamedTuple):
-    """Where a session is, and what its slot held while it was there."""
-
-    entry: int
-    word: int
-    copy: Copy
 
 
 class SessionTable:
@@ -78,49 +70,74 @@ class SessionTable:
         self.change = change
         self.reach = view[geometry.reach_offset : geometry.reach_offset + geometry.index_size]
         self._index_size = geometry.index_size
+        #: As ``_look_up``, in half its time; crcs take their time anyway.
+        self.look_up = (
+            self._look_up
+            if self.verify
+            else seqlock.home_look_up(self.index, self.slots, self._index_size, self._look_up)
+        )
         self._words = np.frombuffer(memory, np.uint64, geometry.entries, geometry.index_offset)
-        self.copy_brief = self.slots.copy_brief_verified if self.verify else self.slots.copy_brief
+        self.copy_head = self.slots.copy_head_verified if self.verify else self.slots.copy_head
         self.copy_whole = self.slots.copy_whole_verified if self.verify else self.slots.copy_whole
         self.copy_row = self.slots.copy_row_verified if self.verify else self.slots.copy_row
 
     # ------------------------------------------------------------------ one session
 
-    def find_brief(self, session_id: UUID) -> Found | None:
-        """Return where a session is, with its pid and status; None if it is not there.
+    def find(self, session_id: UUID, copy: Callable[[int], Copy]) -> tuple[int, int, Copy] | None:
+        """Return entry and word of a session and what its slot held then; None if it is not there.
+
+        Args:
+            session_id: its id.
+            copy: ``copy_whole``, or ``copy_head`` to leave the payload out.
 
         Raises:
             TableGone: where the table is no longer the registry's.
             CorruptRegistry: where its slot cannot be.
         """
-        return self._find(session_id, self.copy_brief)
-
-    def find(self, session_id: UUID) -> Found | None:
-        """Return where a session is, with its payload too; otherwise as ``find_brief``."""
-        return self._find(session_id, self.copy_whole)
-
-    def _find(self, session_id: UUID, copy: Callable[[int], Copy]) -> Found | None:
         key = session_id.int
         entry = home = last = key % self._index_size
         read = self.index.read
-        wanted = None
         while True:
             word, found = read(entry, copy)
             if found is not None:
                 if found is DAMAGED:
                     word, found = self._read_again(entry, copy)
-                if wanted is None:
-                    wanted = key.to_bytes(16)
-                if found is not None and found[0] == wanted:
-                    return Found(entry, word, found)
+                if found is not None and found[0][0] == key.to_bytes(16):
+                    return entry, word, found
             elif word != EMPTY:
                 raise TableGone
             if entry == home:
                 # Within each look-up, and never remembered: an insert raises it first, so a
                 # session that was there throughout is within what is loaded here.
-                last = home + self.reach[home]
+                last += self.reach[home]
             if entry >= last:
                 return None
             entry += 1
+
+    def _look_up(self, session_id: UUID) -> Found | None:
+        """Return entry and word of a session, and the session; None if it is not there.
+
+        Raises:
+            TableGone: where the table is no longer the registry's.
+            CorruptRegistry: where its slot cannot be.
+        """
+        found = self.find(session_id, self.copy_whole)
+        if found is None:
+            return None
+        entry, word, copy = found
+        return entry, word, self.make_session(session_id, entry, word, copy)
+
+    def make_session(self, session_id: UUID, entry: int, word: int, copy: Copy) -> Session:
+        """Return the session that a validated copy holds.
+
+        Raises:
+            CorruptRegistry: where it holds none.
+        """
+        try:
+            return make_session(session_id, copy)
+        except KeyError:
+            reason = f"{_place(entry, word)} has the status code {copy[0][6]}"
+            raise CorruptRegistry(reason) from None
 
     def _read_again(self, entry: int, copy: Callable[[int], T]) -> tuple[int, T | None]:
         """Return an entry's word and copy where a first copy was ``DAMAGED``."""
@@ -129,18 +146,8 @@ class SessionTable:
             if found is not DAMAGED:
                 return word, found
         word = self.index.words[entry]
-        raise CorruptRegistry(f"{_place(entry, word)} holds no session")
-
-    def decode(self, session_id: UUID, found: Found) -> Session:
-        """Return the session that a validated copy holds.
-
-        Raises:
-            CorruptRegistry: where it holds none.
-        """
-        try:
-            return decode_record(session_id, found.copy[1])
-        except msgspec.MsgspecError:
-            raise CorruptRegistry(f"{_place(found.entry, found.word)} holds no session") from None
+        reason = f"{_place(entry, word)} holds no session"
+        raise CorruptRegistry(reason)
 
     # ------------------------------------------------------------------ all sessions
 
@@ -153,7 +160,7 @@ class SessionTable:
         Raises:
             TableGone: where the table is no longer the registry's.
         """
-        words = self._words.copy()
+        words: NDArray[np.uint64] = self._words.copy()
         if ((words == MOVED) | (words == CLOSED)).any():
             raise TableGone
         return words
@@ -203,7 +210,8 @@ class SessionTable:
             if slots.setdefault(slot, entry) != entry:
                 yield f"slot {slot} is named by the entries {slots[slot]} and {entry}"
             if ids.setdefault(session.session_id, entry) != entry:
-                yield f"{session.session_id} is at the entries {ids[session.session_id]} and {entry}"
+                other = ids[session.session_id]
+                yield f"{session.session_id} is at the entries {other} and {entry}"
             if session.version > last:
                 yield f"{_place(entry, word)}: newer than the change word's {last}"
             home = session.session_id.int % self._index_size

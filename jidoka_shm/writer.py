@@ -16,16 +16,15 @@ import numpy as np
 from . import seqlock
 from .errors import RecordTooLarge, RegistryFull
 from .layout import EMPTY, MAX_DISTANCE, SLOT_MASK, SPARE_SLOTS, Geometry, index_word
-from .session import Session, encode_record
 from .slots import pack_slot
 from .table import SessionTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from uuid import UUID
 
-    from .control import Identity, ControlWriter
+    from .control import ControlWriter, Identity
     from .layout import Memory
+    from .session import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,6 @@ class TableWriter(SessionTable):
             geometry: the table's, from its header.
         """
         super().__init__(memory, control.change, geometry)
-        self._memory = memory
         self._control = control
         self._free = deque(range(geometry.slot_count))
 
@@ -80,10 +78,7 @@ class TableWriter(SessionTable):
         home = session.session_id.int % self._index_size
         entry = self._empty_entry(home)
         packed = self._pack(session)
-        if self.reach[home] < entry - home:
-            # Raised before the word that needs it, or a look-up would stop short of a session
-            # that is there.
-            self.reach[home] = entry - home
+        self.reach[home] = max(self.reach[home], entry - home)
         self._commit(entry, session.version, packed)
 
     def replace(self, entry: int, session: Session) -> None:
@@ -105,17 +100,17 @@ class TableWriter(SessionTable):
         self._free.append(old & SLOT_MASK)
 
     def _pack(self, session: Session) -> bytes:
-        payload = encode_record(session)
-        if len(payload) > self.geometry.payload_limit:
-            raise RecordTooLarge(len(payload), self.geometry.payload_limit)
-        return pack_slot(session, payload)
+        packed = pack_slot(session)
+        if len(packed) > self.geometry.slot_size:
+            raise RecordTooLarge(len(packed), self.geometry.slot_size)
+        return packed
 
     def _commit(self, entry: int, version: int, packed: bytes) -> None:
         # From the queue's far end: the slot that has rested longest, so that a reader still
         # copying a record just replaced is the least likely to see it overwritten.
         slot = self._free.popleft()
         start = self.slots.offset(slot)
-        self._memory[start : start + len(packed)] = packed
+        self.slots.memory[start : start + len(packed)] = packed
         seqlock.commit(self.change, self.index.words, entry, index_word(version, slot), version)
 
     def _empty_entry(self, home: int) -> int:
@@ -126,7 +121,7 @@ class TableWriter(SessionTable):
         raise RegistryFull(1, 0, "entries near the id's home")
 
     def _home_of(self, word: int) -> int:
-        return int.from_bytes(self.slots.copy_brief(word)[0]) % self._index_size
+        return int.from_bytes(self.slots.copy_head(word)[0][0]) % self._index_size
 
     def _lower_reach(self, home: int, distance: int) -> None:
         """Set a home's reach anew after the session at ``distance`` from it is gone."""

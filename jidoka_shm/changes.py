@@ -1,0 +1,71 @@
+"""From a call's arguments to a change's fields: each checked, encoded, and in the registry's units.
+
+Everything that can be wrong with an argument is found here, before a lock is taken.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import UNSET
+
+from . import processes
+from .arguments import check_pid, check_seconds, check_text, check_whole
+from .control import Identity
+from .maps import encode_map
+from .session import parse_status
+
+
+def for_create(metadata: object, llm_config: object, pid: object, ttl: object) -> dict[str, Any]:
+    """Return the fields of ``Registry.create``."""
+    return {
+        "metadata": encode_map(metadata, "metadata"),
+        "llm_config": encode_map(llm_config, "llm_config"),
+        "owner": None if pid is None else _owner(pid),
+        "ttl": None if ttl is None else _ttl(ttl),
+    }
+
+
+def for_update(  # noqa: PLR0913, PLR0917 - one argument a field
+    status: object,
+    metadata: object,
+    llm_config: object,
+    pid: object,
+    ttl: object,
+    expected_version: object,
+) -> dict[str, Any]:
+    """Return the fields of ``Registry.update``, those that are UNSET left out."""
+    fields: dict[str, Any] = {}
+    if status is not UNSET:
+        fields["status"] = parse_status(status)
+    if metadata is not UNSET:
+        fields["metadata"] = encode_map(metadata, "metadata")
+    if llm_config is not UNSET:
+        fields["llm_config"] = encode_map(llm_config, "llm_config")
+    if pid is not UNSET:
+        fields["owner"] = None if pid is None else _owner(pid)
+    if ttl is not UNSET:
+        fields["ttl"] = None if ttl is None else _ttl(ttl)
+    if expected_version is not None:
+        fields["expected_version"] = check_whole("expected_version", expected_version)
+    return fields
+
+
+def for_terminate(error: object) -> dict[str, Any]:
+    """Return the fields of ``Registry.terminate``."""
+    return {"error": None if error is None else check_text("error", error)}
+
+
+def _owner(pid: object) -> Identity:
+    """Return who ``pid`` is; its start time 0 where it is not alive."""
+    number = check_pid(pid)
+    return processes.identity_of(number) or Identity(number, 0, processes.own_namespace())
+
+
+def _ttl(seconds: object) -> int:
+    """Return a time to live in nanoseconds."""
+    ttl = int(check_seconds("ttl", seconds) * 1e9)
+    if ttl == 0:
+        msg = "ttl is 0: give the seconds until the session expires, or None for never"
+        raise ValueError(msg)
+    return ttl
