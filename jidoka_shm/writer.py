@@ -52,7 +52,7 @@ class TableWriter(SessionTable):
             geometry: the table's, from its header.
         """
         super().__init__(memory, control.change, geometry)
-        self._control = control
+        self.control = control
         self._free = deque(range(geometry.slot_count))
 
     @property
@@ -78,6 +78,8 @@ class TableWriter(SessionTable):
         home = session.session_id.int % self._index_size
         entry = self._empty_entry(home)
         packed = self._pack(session)
+        # Raised before the word that needs it, or a look-up would stop short of a session that
+        # is there.
         self.reach[home] = max(self.reach[home], entry - home)
         self._commit(entry, session.version, packed)
 
@@ -150,7 +152,7 @@ class TableWriter(SessionTable):
         # or not, and this one, used for no session, is past it either way.
         version = seqlock.last_version(self.change) + 1
         seqlock.hold(self.change, version)
-        self._control.publish_writer(identity)
+        self.control.publish_writer(identity)
         sound, unsound = self._survey(visit)
         self._repair_reach(sound)
         taken = {word & SLOT_MASK for word, _ in sound.values()}

@@ -1,0 +1,62 @@
+"""What several test modules use: tables in plain memory, and waiting for a condition."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from jidoka_shm.control import ControlWriter, Identity
+from jidoka_shm.layout import CONTROL_SIZE, Geometry
+from jidoka_shm.registry import Instant, Registry
+from jidoka_shm.session import Session
+from jidoka_shm.table import SessionTable
+from jidoka_shm.writer import TableWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+INSTANCE = UUID("0f0e0d0c-0b0a-4908-8706-050403020100")
+ME = Identity(4242, 77, 4026531836)
+
+
+def make_writer(capacity: int = 8, slot_size: int = 512) -> TableWriter:
+    """Return a writer of an empty table in a bytearray, as of a new registry."""
+    control = ControlWriter(bytearray(CONTROL_SIZE))
+    control.initialize(INSTANCE, 1, ME)
+    control.complete()
+    geometry = Geometry.for_capacity(capacity, slot_size)
+    return TableWriter(bytearray(geometry.size), control, geometry)
+
+
+def reader_of(writer: TableWriter, *, verify: bool = False) -> SessionTable:
+    """Return another look at a writer's memory."""
+    return SessionTable(writer.slots.memory, writer.change, writer.geometry, verify=verify)
+
+
+def successor_of(writer: TableWriter) -> TableWriter:
+    """Return a new writer of the same memory, with nothing of the old one's own."""
+    return TableWriter(writer.slots.memory, writer.control, writer.geometry)
+
+
+def make_registry(writer: TableWriter, *, cleanup_delay: int = 50) -> Registry:
+    """Return the rules over a writer; the delay is in nanoseconds."""
+    return Registry(writer, writer.control, cleanup_delay=cleanup_delay)
+
+
+def at(moment: int) -> Instant:
+    """Return the moment on both clocks, in nanoseconds; the wall clock a million seconds ahead."""
+    return Instant(moment + 10**15, moment)
+
+
+def session(writer: TableWriter, key: int, **fields: object) -> Session:
+    """Return a session of the writer's next version, as yet nowhere."""
+    return Session.make(session_id=UUID(int=key), version=writer.next_version(), **fields)
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Wait for a condition; the limit only catches hanging."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.001)
