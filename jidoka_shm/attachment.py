@@ -94,28 +94,24 @@ class Attachment:
         # Two generations: when the young one is full it becomes the old one. Deleting a dict's
         # first key over and over instead is linear in the keys deleted before.
         self._half = (cache_size + 1) // 2
-        self.look_up = self.look_up_cached if cache_size else self.look_up_uncached
         self.listing = Listing(-1, {}, {})
 
-    def look_up_uncached(self, session_id: UUID) -> Session | None:
-        """Return a session, or None if it is not there, and keep nothing."""
-        found = self.table.look_up(session_id)
-        return None if found is None else found[2]
-
-    def look_up_cached(self, session_id: UUID) -> Session | None:
+    def look_up(self, session_id: UUID) -> Session | None:
         """Return a session that ``young`` has no valid hit for, or None if it is not there."""
-        key = session_id.int
-        hit = self._old.get(key)
-        if hit is None or self.words[hit[0]] != hit[1]:
+        found: Found | tuple[()] | None = self._old.get(session_id.int)
+        if not found or self.words[found[0]] != found[1]:
             # A word that changed, to empty too, means "look again from home", not "gone": the
             # session may have been removed and created again at another entry.
-            hit = self.table.look_up(session_id)
-            if hit is None:
+            found = self.table.at_home(session_id)
+            if found is None:
+                found = self.table.look_up(session_id)
+            if not found:
                 return None
-        if len(self.young) >= self._half:
-            self._old, self.young = self.young, {}
-        self.young[key] = hit
-        return hit[2]
+        if self._half:
+            if len(self.young) >= self._half:
+                self._old, self.young = self.young, {}
+            self.young[session_id.int] = found
+        return found[2]
 
     @property
     def cached(self) -> int:

@@ -49,7 +49,10 @@ def scan_sessions(
     index = table.copy_index()
     entries = np.flatnonzero(index)
     placed = dict(zip(entries.tolist(), index[entries].tolist(), strict=True))
-    copies = {at: table.copy_whole(word) for at, word in placed.items() if word not in known}
+    copies = {}
+    for at, word in placed.items():
+        if word not in known:
+            copies[at] = table.copy_whole(word)
     atomic = seqlock.end_scan(table.change, before)
     doubtful = [at for at, copy in copies.items() if copy is DAMAGED]
     if not atomic:
@@ -79,8 +82,11 @@ def scan_headers(table: SessionTable) -> tuple[int | None, NDArray[Any]]:
     if atomic and not table.verify:
         return before, rows
     doubtful = entries if table.verify else _changed(table, index)
-    again = [table.read(at, table.copy_row)[1] for at in doubtful.tolist()]
-    fresh = np.frombuffer(b"".join([row[1] for row in again if row is not None]), SLOT_DTYPE)
+    again = []
+    for at in doubtful.tolist():
+        _, copy = table.read(at, table.copy_row)
+        again.append(b"" if copy is None else copy[1])
+    fresh = np.frombuffer(b"".join(again), SLOT_DTYPE)
     rows = np.concatenate([rows[~np.isin(entries, doubtful)], fresh])
     if atomic and seqlock.end_scan(table.change, before):
         return before, rows

@@ -70,11 +70,12 @@ class SessionTable:
         self.change = change
         self.reach = view[geometry.reach_offset : geometry.reach_offset + geometry.index_size]
         self._index_size = geometry.index_size
-        #: As ``_look_up``, in half its time; crcs take their time anyway.
-        self.look_up = (
-            self._look_up
+        # One that cannot tell refers to look_up, which this object need not hold itself for:
+        # a cycle would keep the mapping until some garbage collection.
+        self.at_home = (
+            seqlock.look_farther
             if self.verify
-            else seqlock.home_look_up(self.index, self.slots, self._index_size, self._look_up)
+            else seqlock.home_look_up(self.index, self.reach, self.slots)
         )
         self._words = np.frombuffer(memory, np.uint64, geometry.entries, geometry.index_offset)
         self.copy_head = self.slots.copy_head_verified if self.verify else self.slots.copy_head
@@ -114,7 +115,7 @@ class SessionTable:
                 return None
             entry += 1
 
-    def _look_up(self, session_id: UUID) -> Found | None:
+    def look_up(self, session_id: UUID) -> Found | None:
         """Return entry and word of a session, and the session; None if it is not there.
 
         Raises:

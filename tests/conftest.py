@@ -2,63 +2,116 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import itertools
-import multiprocessing
 import os
+import signal
 import threading
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 
-from jidoka_shm import segment
+from jidoka_shm.segment import SHM_DIRECTORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+#: What the names of this run begin with. The pid alone would meet the names of a killed run.
+_RUN = f"t{os.getpid()}-{uuid4().hex[:8]}-"
+
 _numbers = itertools.count()
 
-
-def _objects() -> set[str]:
-    return {name for name in segment.names() if name.startswith(f"/jidoka_shm.t{os.getpid()}-")}
-
-
-def _children() -> set[int]:
-    """Return the pids of this process's children, zombies included."""
-    text = Path(f"/proc/self/task/{threading.main_thread().native_id}/children").read_text()
-    tasks = Path("/proc/self/task").iterdir()
-    texts = [text, *((task / "children").read_text() for task in tasks if task.exists())]
-    return {int(pid) for text in texts for pid in text.split()}
+Held = dict[str, dict[Any, str]]
 
 
 @pytest.fixture
 def name() -> str:
     """A registry name that no other test of any run has."""
-    return f"t{os.getpid()}-{next(_numbers)}"
+    return f"{_RUN}{next(_numbers)}"
 
 
 @pytest.fixture(autouse=True)
 def _leaves_nothing_behind() -> Iterator[None]:
     """Fail a test that leaves shared memory, a process, a thread or a descriptor behind."""
-    children, threads = _children(), set(threading.enumerate())
+    before = _held()
     yield
-    # multiprocessing's own server processes stay on purpose, one of each kind a session.
-    helpers = {_pid(multiprocessing.resource_tracker), _pid(multiprocessing.forkserver)}
-    left = {
-        "objects": _objects(),
-        "processes": _children() - children - helpers,
-        "threads": {t.name for t in set(threading.enumerate()) - threads if t.is_alive()},
+    left = _new(before)
+    if any(left.values()):
+        # Cyclic garbage, such as a caught exception with the frames that it went through, may
+        # hold a descriptor for a while; that is no leak.
+        gc.collect()
+        left = _new(before)
+    if any(left.values()):
+        _clean(left)
+        texts = [f"{kind}: {', '.join(held.values())}" for kind, held in left.items() if held]
+        pytest.fail(f"left behind {'; '.join(texts)}")
+
+
+def _held() -> Held:
+    """Return what this process holds, kind by kind, each with a text that tells what it is."""
+    return {
+        "objects": {path: path.name for path in SHM_DIRECTORY.glob(f"*{_RUN}*")},
+        "processes": {pid: f"{pid} ({_command(pid)})" for pid in _children()},
+        "threads": {thread: thread.name for thread in threading.enumerate()},
+        "descriptors": {(fd, to): f"{fd} -> {to}" for fd, to in _descriptors().items()},
     }
-    for name in left["objects"]:
-        segment.unlink(name)
-    assert not any(left.values()), left
 
 
-def _pid(module: object) -> int | None:
-    """Return the pid of a server process of multiprocessing, where it was started."""
-    for attribute in ("_resource_tracker", "_forkserver"):
-        server = getattr(module, attribute, None)
-        if server is not None:
-            return getattr(server, "_pid", None) or getattr(server, "_forkserver_pid", None)
-    return None
+def _new(before: Held) -> Held:
+    """Return what this process holds and did not hold before."""
+    now = _held()
+    if len(now["descriptors"]) <= len(before["descriptors"]):
+        # One may have been closed and another opened in its place.
+        now["descriptors"] = {}
+    return {
+        kind: {key: text for key, text in held.items() if key not in before[kind]}
+        for kind, held in now.items()
+    }
 
+
+def _clean(left: Held) -> None:
+    """Remove what would disturb the tests that follow."""
+    for path in left["objects"]:
+        path.unlink(missing_ok=True)
+    for pid in left["processes"]:
+        # A child that nobody has waited for, so the pid is still its own.
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _children() -> set[int]:
+    """Return the pids of this process's children, zombies included."""
+    pids: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            pids.update(map(int, (task / "children").read_text().split()))
+    # multiprocessing's own servers stay on purpose, one of each kind a run.
+    return pids - {resource_tracker._resource_tracker._pid, forkserver._forkserver._forkserver_pid}
+
+
+def _command(pid: int) -> str:
+    """Return what a process runs."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        command = b""
+    return command.replace(b"\0", b" ").decode(errors="replace")[:200] or "ended, not waited for"
+
+
+def _descriptors() -> dict[int, str]:
+    """Return where each open descriptor leads."""
+    found: dict[int, str] = {}
+    for path in list(Path("/proc/self/fd").iterdir()):
+        with contextlib.suppress(OSError):  # the one that the listing itself used
+            found[int(path.name)] = str(path.readlink())
+    # How this process holds on to the servers named above.
+    tracker, server = resource_tracker._resource_tracker, forkserver._forkserver
+    return {
+        descriptor: target
+        for descriptor, target in found.items()
+        if descriptor not in {tracker._fd, server._forkserver_alive_fd}
+    }

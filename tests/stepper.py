@@ -1,0 +1,239 @@
+"""Every interleaving of a writer's stores with a reader's loads, over the real functions.
+
+A writer never depends on what readers do, so its run is recorded once: the memory after each line
+that changed it, in order. A reader is then run again and again under ``sys.settrace``, and before
+each of its loads the recorded writer may go on by any number of stores. Which choices lead to a
+state that was there before (the same reader lines with the same locals, the writer as far) is
+remembered, so that each is followed once; the number of schedules is counted over all of them.
+
+It depends on one rule of the package's code: a line makes at most one load of, or one store to,
+live shared memory, and keeps what it loaded in a local name. Lines that load are told by their
+text (``LOADS``); a test steps through all lines of a few scenarios and finds the same outcomes.
+"""
+
+from __future__ import annotations
+
+import linecache
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import jidoka_shm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+    from jidoka_shm.writer import TableWriter
+
+_PACKAGE = str(Path(jidoka_shm.__file__).parent)
+
+State = tuple[bytes, bytes]
+
+#: What the text of a line that loads live shared memory holds.
+LOADS = re.compile(
+    r"words\[|reach\[|change\[|memory\[|_headers\[|_words\.copy\(|[^_]unpack\(", re.ASCII
+)
+
+
+def _traced(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(_PACKAGE)
+
+
+def _loads(frame: FrameType) -> bool:
+    return LOADS.search(linecache.getline(frame.f_code.co_filename, frame.f_lineno)) is not None
+
+
+# ---------------------------------------------------------------------------- the writer
+
+
+def record(writer: TableWriter, script: Callable[[], object]) -> list[State]:
+    """Return the memory before ``script`` and after each of its stores.
+
+    A slot is filled by one line, but not by one store: it is taken apart into its id, the rest
+    of its header, and its payload.
+    """
+    states = [_memory(writer)]
+
+    def step(frame: FrameType, event: str, arg: object) -> Any:  # noqa: ANN401, ARG001
+        _append(states, _memory(writer), writer)
+        return step if _traced(frame) else None
+
+    sys.settrace(step)
+    try:
+        script()
+    finally:
+        sys.settrace(None)
+    _append(states, _memory(writer), writer)
+    return states
+
+
+def _memory(writer: TableWriter) -> State:
+    return bytes(writer.control._memory), bytes(writer.slots.memory)
+
+
+def _append(states: list[State], now: State, writer: TableWriter) -> None:
+    control, table = states[-1]
+    if now == (control, table):
+        return
+    begin = writer.slots.begin
+    if now[1][begin:] != table[begin:]:
+        assert now[1][:begin] == table[:begin]
+        slot = next(i for i in range(begin, len(table)) if now[1][i] != table[i])
+        slot -= (slot - begin) % writer.slots.slot_size
+        for part in (slot + 16, slot + 64):
+            states.append((control, now[1][:part] + table[part:]))
+    states.append(now)
+
+
+# ---------------------------------------------------------------------------- the reader
+
+
+class _Seen(BaseException):
+    """Ends a run that has come to a state that was followed before."""
+
+
+@dataclass
+class Outcome:
+    """What a reader returned, or raised, and between which of the writer's states it ran."""
+
+    value: object
+    first: int
+    last: int
+
+
+@dataclass
+class Explorer:
+    """Runs a reader against a recorded writer in every interleaving.
+
+    Attributes:
+        writer: whose memory the reader looks at.
+        states: what ``record`` returned.
+        reader: what is run; anything it changes in itself must show in ``memory_of_reader``.
+        reset: puts the reader back to how it was.
+        memory_of_reader: what the reader remembers beyond the locals of its frames.
+        every_line: let the writer go on before lines that load nothing, too.
+    """
+
+    writer: TableWriter
+    states: list[State]
+    reader: Callable[[], object]
+    reset: Callable[[], object] = lambda: None
+    memory_of_reader: Callable[[], object] = lambda: None
+    every_line: bool = False
+    _edges: dict[object, set[object]] = field(default_factory=dict)
+    _root: object = None
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Yield each outcome once for each state that led to it first."""
+        todo: list[tuple[int, ...]] = [()]
+        while todo:
+            yield from self._run(todo.pop(), todo)
+
+    def schedules(self) -> int:
+        """Return how many interleavings ``outcomes`` stood for."""
+        counts: dict[object, int] = {None: 1}
+        stack = [self._root]
+        while stack:
+            successors = self._edges[stack[-1]]
+            missing = [after for after in successors if after not in counts]
+            if missing:
+                stack += missing
+            else:
+                counts[stack.pop()] = sum(counts[after] for after in successors)
+        return counts[self._root]
+
+    def _run(self, schedule: tuple[int, ...], todo: list[tuple[int, ...]]) -> Iterator[Outcome]:
+        """Run the reader; ``schedule`` says before which of its lines the writer goes on."""
+        pending = list(schedule)
+        position = at = first = 0
+        before: object = None
+        times: dict[object, int] = {}
+        self.reset()
+        self._show(0)
+
+        def go_on() -> None:
+            nonlocal position
+            position += 1
+            self._show(position)
+
+        def step(frame: FrameType, event: str, arg: object) -> Any:  # noqa: ANN401, ARG001
+            nonlocal at, first, before
+            if not _traced(frame):
+                return None
+            if event == "line" and (self.every_line or _loads(frame)):
+                place = self._key(frame)
+                # An expression of several lines comes by one of them twice with the same locals.
+                times[place] = times.get(place, 0) + 1
+                key = (place, times[place], position)
+                self._link(before, key)
+                before = key
+                while pending and pending[0] == at:
+                    pending.pop(0)
+                    go_on()
+                    key = (place, times[place], position)
+                    self._link(before, key)
+                    before = key
+                if at == 0:
+                    first = position
+                if not pending and (not schedule or at >= schedule[-1]):
+                    if key in self._edges:
+                        raise _Seen
+                    self._edges[key] = set()
+                    if position + 1 < len(self.states):
+                        todo.append((*schedule, at))
+                at += 1
+            return step
+
+        sys.settrace(step)
+        try:
+            value = self.reader()
+        except _Seen:
+            return
+        except Exception as error:  # noqa: BLE001 - an outcome like any other
+            value = error
+        finally:
+            sys.settrace(None)
+        self._link(before, None)
+        yield Outcome(value, first, position)
+
+    def _link(self, before: object, after: object) -> None:
+        if before is None:
+            self._root = self._root or after
+        else:
+            self._edges.setdefault(before, set()).add(after)
+
+    def _show(self, position: int) -> None:
+        control, table = self.states[position]
+        self.writer.control._memory[:] = control
+        self.writer.slots.memory[:] = table
+
+    def _key(self, frame: FrameType | None) -> object:
+        frames = []
+        while frame is not None:
+            if _traced(frame):
+                places = tuple((k, _frozen(v)) for k, v in sorted(frame.f_locals.items()))
+                frames.append((frame.f_code.co_qualname, frame.f_lineno, places))
+            frame = frame.f_back
+        return tuple(frames), _frozen(self.memory_of_reader())
+
+
+def _frozen(value: object) -> object:
+    """Return a local's value so that equal ones are equal; an object of ours by its class."""
+    if value is None or isinstance(value, (int, str, bytes)):
+        return value
+    if isinstance(value, bytearray):
+        return bytes(value)
+    if isinstance(value, (tuple, list)):
+        return tuple(_frozen(item) for item in value)
+    if isinstance(value, dict):
+        return tuple((_frozen(key), _frozen(item)) for key, item in value.items())
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
+    if type(value).__name__ in {"UUID", "Session"}:
+        return hash(value)
+    return type(value).__name__

@@ -1,0 +1,115 @@
+"""Every interleaving of up to two commits with one look-up and with one list."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from interleavings import (
+    Scenario,
+    check_headers,
+    check_list,
+    check_look_up,
+    check_seen_then_listed,
+    check_two_look_ups,
+    headers,
+    list_all,
+    look_up,
+    look_up_twice,
+    see_then_list,
+)
+
+import jidoka_shm.writer
+
+#: What a table may hold, and one or two changes that it allows.
+FIRST = ("", "+x", "+y", "+y +x", "+z +y +x")
+
+
+def _scripts(first: str) -> list[str]:
+    """Return each script of one or two commits that a table like this allows."""
+    found = []
+    for words in itertools.chain.from_iterable(
+        itertools.product(("+x", "x", "-x", "+y", "y", "-y"), repeat=n) for n in (1, 2)
+    ):
+        live = {word[1] for word in first.split()}
+        for word in words:
+            if (word[0] == "+") == (word[-1] in live):
+                break
+            live ^= {word[-1]} if len(word) > 1 else set()
+        else:
+            found.append(" ".join(words))
+    return found
+
+
+EXTRA = {"+x": ["-x +y +x", "-x +x x"], "+y +x": ["-x -y +x"]}
+
+
+def _cases(first: str, read: object, **options: object) -> list[Scenario]:
+    scripts = [*_scripts(first), *EXTRA.get(first, [])]
+    return [Scenario(first, script, read, **options) for script in scripts]
+
+
+@pytest.fixture(autouse=True)
+def _no_slot_to_spare(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jidoka_shm.writer, "SPARE_SLOTS", 0)
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "verified"])
+def verify(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
+@pytest.fixture(params=FIRST, ids=[f"from[{first}]" for first in FIRST])
+def first(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def _explore(check: object, cases: list[Scenario]) -> None:
+    schedules = outcomes = 0
+    for scenario in cases:
+        for outcome in scenario.outcomes():
+            check(scenario, outcome)
+            outcomes += 1
+        schedules += scenario.explorer.schedules()
+    print(f"{schedules:,} schedules of {len(cases)} scripts, {outcomes:,} outcomes")
+    assert schedules >= outcomes > len(cases)
+
+
+def test_a_look_up_finds_what_was_there(first: str, verify: bool) -> None:
+    _explore(check_look_up, _cases(first, look_up, verify=verify))
+
+
+def test_a_cached_look_up_finds_what_was_there(first: str, verify: bool) -> None:
+    _explore(check_look_up, _cases(first, look_up, verify=verify, cache_size=8, warm=look_up))
+
+
+def test_a_second_look_up_is_not_older(first: str) -> None:
+    _explore(check_two_look_ups, _cases(first, look_up_twice, cache_size=8))
+
+
+def test_a_list_is_whole(first: str, verify: bool) -> None:
+    _explore(check_list, _cases(first, list_all, verify=verify))
+
+
+def test_the_headers_of_all_are_whole(first: str, verify: bool) -> None:
+    _explore(check_headers, _cases(first, headers, verify=verify))
+
+
+def test_a_list_is_not_older_than_what_was_seen(first: str) -> None:
+    _explore(check_seen_then_listed, _cases(first, see_then_list, warm=list_all))
+
+
+@pytest.mark.parametrize(
+    ("read", "check"), [(look_up, check_look_up), (list_all, check_list)], ids=["look-up", "list"]
+)
+def test_lines_that_load_nothing_change_nothing(read: object, check: object) -> None:
+    """Stepping through every line finds the outcomes that stepping through loads does."""
+    found = []
+    for every_line in (False, True):
+        scenario = Scenario("+y +x", "-y -x", read)
+        scenario.explorer.every_line = every_line
+        outcomes = scenario.outcomes()
+        for outcome in outcomes:
+            check(scenario, outcome)
+        found.append({repr(outcome.value) for outcome in outcomes})
+    assert found[0] == found[1]

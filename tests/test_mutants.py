@@ -1,0 +1,287 @@
+"""Each rule of the protocol is load-bearing: without it, a check turns red.
+
+The same scenarios that hold over every interleaving are run over a function with the rule taken
+out; some interleaving must then give a wrong answer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from interleavings import (
+    Scenario,
+    check_list,
+    check_look_up,
+    check_recovered,
+    check_seen_then_listed,
+    check_two_look_ups,
+    list_all,
+    look_up,
+    look_up_twice,
+    see_then_list,
+)
+from mutants import Mutant
+
+import jidoka_shm.writer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LOOK_UP = (look_up, check_look_up, {})
+VERIFIED = (look_up, check_look_up, {"verify": True})
+CACHED = (look_up, check_look_up, {"cache_size": 8, "warm": look_up})
+TWICE = (look_up_twice, check_two_look_ups, {"cache_size": 8})
+LIST = (list_all, check_list, {})
+SEEN = (see_then_list, check_seen_then_listed, {"warm": list_all})
+
+#: Each mutant, what is read while what is written into what, and how that is judged.
+CASES = [
+    (
+        Mutant(
+            "the word is loaded again before a value is concluded, at home",
+            "seqlock",
+            "home_look_up",
+            "again = words[entry]",
+            "again = word",
+        ),
+        ("+x", "x x", *LOOK_UP),
+    ),
+    (
+        Mutant(
+            "the word is loaded again before a value is concluded, elsewhere",
+            "seqlock",
+            "SequenceWords.read",
+            "again = words[entry]",
+            "again = word",
+        ),
+        ("+y +x", "x x", *LOOK_UP),
+    ),
+    (
+        Mutant(
+            "the word is loaded again before a neighbour is concluded",
+            "seqlock",
+            "SequenceWords.read",
+            "again = words[entry]",
+            "again = word",
+        ),
+        ("+x +z", "x z", look_up, check_look_up, {"verify": True}),
+    ),
+    (
+        Mutant(
+            "the word is loaded again before damage is concluded",
+            "seqlock",
+            "SequenceWords.read",
+            "again = words[entry]",
+            "again = word",
+        ),
+        ("+x", "x x", *VERIFIED),
+    ),
+    (
+        Mutant(
+            "a retry loads the word again too",
+            "seqlock",
+            "SequenceWords._retry",
+            "again = words[entry]",
+            "again = word",
+        ),
+        ("+y +x", "x x", *LOOK_UP),
+    ),
+    (
+        Mutant(
+            "a record is whole before its word",
+            "writer",
+            "TableWriter._commit",
+            "self.slots.memory[start : start + len(packed)] = packed\n"
+            "    seqlock.commit(self.change, self.index.words, entry, "
+            "index_word(version, slot), version)",
+            "seqlock.commit(self.change, self.index.words, entry, "
+            "index_word(version, slot), version)\n"
+            "    self.slots.memory[start : start + len(packed)] = packed",
+        ),
+        ("+x", "x", *LOOK_UP),
+    ),
+    (
+        Mutant(
+            "a slot is free only after the word that named it is gone",
+            "writer",
+            "TableWriter.replace",
+            "self._commit(entry, session.version, packed)",
+            "self._free.appendleft(old)\n    self._commit(entry, session.version, packed)",
+        ),
+        ("+x", "x", *LOOK_UP),
+    ),
+    (
+        Mutant(
+            "odd before the word",
+            "seqlock",
+            "commit",
+            "change[0] = 2 * version - 1",
+            "pass",
+        ),
+        ("", "+x", *SEEN),
+    ),
+    (
+        Mutant(
+            "the word before even",
+            "seqlock",
+            "commit",
+            "words[entry] = word",
+            "change[0] = 2 * version\n    words[entry] = word",
+        ),
+        ("", "+x", *SEEN),
+    ),
+    (
+        Mutant(
+            "versions start at 1",
+            "seqlock",
+            "next_version",
+            "// 2 + 1",
+            "// 2",
+        ),
+        ("", "+x", *LOOK_UP),
+    ),
+    (
+        Mutant(
+            "a reach is raised before the word that needs it",
+            "writer",
+            "TableWriter.insert",
+            "self.reach[home] = max(self.reach[home], entry - home)\n"
+            "    self._commit(entry, session.version, packed)",
+            "self._commit(entry, session.version, packed)\n"
+            "    self.reach[home] = max(self.reach[home], entry - home)",
+        ),
+        ("+y", "+x", *TWICE),
+    ),
+    (
+        Mutant(
+            "a reach is lowered after the word is gone",
+            "writer",
+            "TableWriter.remove",
+            "seqlock.commit(self.change, words, entry, EMPTY, self.next_version())",
+            "self.reach[home] = 0\n"
+            "    seqlock.commit(self.change, words, entry, EMPTY, self.next_version())",
+        ),
+        ("+y +x", "-x", *TWICE),
+    ),
+    (
+        Mutant(
+            "a reach is loaded within each look-up",
+            "table",
+            "SessionTable.find",
+            "self.reach[home]",
+            "self.__dict__.setdefault('reach_was', self.reach[home])",
+        ),
+        ("+y", "+x", look_up_twice, check_two_look_ups, {"warm": look_up}),
+    ),
+    (
+        Mutant(
+            "a cached session whose entry is empty is looked for again from home",
+            "attachment",
+            "Attachment.look_up",
+            "found: Found | tuple[()] | None = self._old.get(session_id.int)",
+            "found = self.young.get(session_id.int)\n"
+            "    if found and not self.words[found[0]]:\n"
+            "        return None",
+        ),
+        ("+y +x", "-x -y +x", *CACHED),
+    ),
+    (
+        Mutant(
+            "a cached session is good only while its word is",
+            "reads",
+            "SessionReads.get",
+            "hit is not None and view.words[hit[0]] == hit[1]",
+            "hit is not None",
+        ),
+        ("+x", "x", *CACHED),
+    ),
+    (
+        Mutant(
+            "a list keeps one record an id, the newest",
+            "scan",
+            "_newest",
+            "return {word: sessions[word] for word in words.values()}",
+            "return sessions",
+        ),
+        ("+y +x", "-y -x +x", *LIST),
+    ),
+    (
+        Mutant(
+            "a list whose change word moved is compared with a second copy of the index",
+            "scan",
+            "_changed",
+            "return np.flatnonzero(index != table.copy_index())",
+            "return np.flatnonzero(index != index)",
+        ),
+        ("+x", "x x", *LIST),
+    ),
+    (
+        Mutant(
+            "a list is atomic only between two loads of one even change word",
+            "seqlock",
+            "end_scan",
+            "before == after and before % 2 == 0",
+            "before == after",
+        ),
+        ("", "+x", *SEEN),
+    ),
+    (
+        Mutant(
+            "recovery takes its version from an odd change word as used",
+            "seqlock",
+            "last_version",
+            "(change[0] + 1) // 2",
+            "change[0] // 2 - 1",
+        ),
+        ("+x", "x", look_up, check_recovered, {"cache_size": 8}),
+    ),
+    (
+        Mutant(
+            "recovery never zeroes a reach first",
+            "writer",
+            "TableWriter._repair_reach",
+            "needed = bytearray(len(self.reach))",
+            "needed = bytearray(len(self.reach))\n"
+            "    for home in range(len(needed)):\n"
+            "        self.reach[home] = 0",
+        ),
+        ("+y +x", "x", look_up, check_recovered, {}),
+    ),
+    (
+        Mutant(
+            "recovery drops a damaged record by a commit like any other",
+            "writer",
+            "TableWriter.resume",
+            "seqlock.commit(self.change, words, dropped.entry, EMPTY, self.next_version())",
+            "words[dropped.entry] = EMPTY",
+        ),
+        ("+x", "damage", list_all, check_recovered, {"warm": list_all}),
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_slot_to_spare(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jidoka_shm.writer, "SPARE_SLOTS", 0)
+
+
+def _judge(
+    first: str, script: str, read: Callable, check: Callable, options: dict[str, object]
+) -> None:
+    if check is check_recovered:
+        check_recovered(first, script, read, options)
+        return
+    scenario = Scenario(first, script, read, **options)
+    for outcome in scenario.outcomes():
+        check(scenario, outcome)
+
+
+@pytest.mark.parametrize(("mutant", "case"), CASES, ids=[mutant.rule for mutant, _ in CASES])
+def test_without_the_rule_an_interleaving_goes_wrong(
+    mutant: Mutant, case: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _judge(*case)
+    mutant.apply(monkeypatch)
+    with pytest.raises(AssertionError):
+        _judge(*case)
