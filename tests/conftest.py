@@ -7,6 +7,7 @@ import gc
 import itertools
 import os
 import signal
+import sys
 import threading
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
+from hypothesis import settings
 
 from jidoka_shm.segment import SHM_DIRECTORY
 
@@ -23,7 +25,13 @@ if TYPE_CHECKING:
 #: What the names of this run begin with. The pid alone would meet the names of a killed run.
 _RUN = f"t{os.getpid()}-{uuid4().hex[:8]}-"
 
+# No database: a run depends on nothing that an earlier one left. No deadline: machines are busy.
+settings.register_profile("jidoka_shm", database=None, deadline=None)
+settings.load_profile("jidoka_shm")
+
 _numbers = itertools.count()
+
+pytest.register_assert_rewrite("host", "support")
 
 Held = dict[str, dict[Any, str]]
 
@@ -35,10 +43,12 @@ def name() -> str:
 
 
 @pytest.fixture(autouse=True)
-def _leaves_nothing_behind() -> Iterator[None]:
+def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves shared memory, a process, a thread or a descriptor behind."""
     before = _held()
     yield
+    # All other fixtures are finished. What they gave to the test is not in use any more.
+    request.node.funcargs.clear()
     left = _new(before)
     if any(left.values()):
         # Cyclic garbage, such as a caught exception with the frames that it went through, may
@@ -64,8 +74,9 @@ def _held() -> Held:
 def _new(before: Held) -> Held:
     """Return what this process holds and did not hold before."""
     now = _held()
-    if len(now["descriptors"]) <= len(before["descriptors"]):
-        # One may have been closed and another opened in its place.
+    if len(now["descriptors"]) <= len(before["descriptors"]) or hasattr(sys, "last_value"):
+        # One may have been closed and another opened in its place. The frames of a test that
+        # failed are kept (pytest leaves them here), with all that they hold.
         now["descriptors"] = {}
     return {
         kind: {key: text for key, text in held.items() if key not in before[kind]}

@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from stepper import Explorer, record
-from support import at, make_registry, make_writer, reader_of
+from support import ME, at, make_registry, make_writer, reader_of, successor_of
 
+from jidoka_shm import ownership, segment, seqlock
 from jidoka_shm.attachment import Attachment
+from jidoka_shm.errors import RegistryClosed
+from jidoka_shm.layout import CLOSED
 from jidoka_shm.maps import encode_map
 from jidoka_shm.reads import SessionReads
 from jidoka_shm.scan import scan_headers
 from jidoka_shm.session import Session
+from jidoka_shm.table import TableGone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
     from jidoka_shm.registry import Registry
     from jidoka_shm.writer import TableWriter
 
-_SIZE = make_writer(1, 128).geometry.index_size
+_SIZE = make_writer(4, 128).geometry.index_size
 #: X and Y share a home, so one of them lies beyond it; Z's home is where the other one may lie.
 X, Y, Z = UUID(int=2), UUID(int=2 + _SIZE), UUID(int=3)
 _NAMES = {"x": X, "y": Y, "z": Z}
@@ -60,64 +64,121 @@ class Reader(SessionReads):
         )
 
     def _attach_again(self, old: Attachment) -> None:
-        raise StopAsyncIteration
+        raise RegistryClosed(self._name, "it was destroyed")
 
     def close(self) -> None:
         pass
 
 
-@dataclass
 class Scenario:
-    """What the table holds, what the writer does, what a reader does.
+    """What the table holds, what its writer does, what a reader does meanwhile.
 
-    ``first`` and ``script`` are words like ``+x`` (create), ``x`` (update), ``-x`` (remove).
+    ``first`` and ``script`` are words: ``+x`` creates, ``x`` updates, ``-x`` removes.
     """
 
-    first: str
-    script: str
-    read: Callable[[Reader], object]
-    cache_size: int = 0
-    verify: bool = False
-    warm: Callable[[Reader], object] = lambda reader: None
-    writer: TableWriter = field(init=False)
-    states: list[State] = field(init=False)
-    explorer: Explorer = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.writer = writer = make_writer(4, 128)
-        writer._free = deque([0, 1, 2, 3])
-        registry = make_registry(writer)
-        run(registry, self.first)
+    def __init__(  # noqa: PLR0913 - options, each by keyword
+        self,
+        first: str,
+        script: str,
+        read: Callable[[Reader], object],
+        *,
+        cache_size: int = 0,
+        verify: bool = False,
+        warm: Callable[[Reader], object] = lambda _: None,
+    ) -> None:
+        self.writer = make_writer(4, 128)
+        self.writer._free = deque([0, 1, 2, 3])
+        run(make_registry(self.writer), first)
         # No slot to spare but the one that any change needs: what is given back is used next.
-        creations = self.script.count("+") - self.script.count("-")
-        writer._free = deque(list(writer._free)[: max(creations, 0) + 1])
-        before = bytes(writer.control._memory), bytes(writer.slots.memory)
-        self.states = record(writer, lambda: run(registry, self.script))
-        reader = Reader(writer, cache_size=self.cache_size, verify=self.verify)
+        creations = script.count("+") - script.count("-")
+        self.writer._free = deque(list(self.writer._free)[: max(creations, 0) + 1])
+        before = memory_of(self.writer)
+        self.states = self.record(script)
+        reader = Reader(self.writer, cache_size=cache_size, verify=verify)
 
         def reset() -> None:
-            writer.control._memory[:], writer.slots.memory[:] = before
+            show(self.writer, before)
             reader.renew()
-            self.warm(reader)
+            warm(reader)
 
         self.explorer = Explorer(
-            writer, self.states, lambda: self.read(reader), reset, reader.remembered
+            self.writer, self.states, lambda: read(reader), reset, reader.remembered
         )
 
+    def record(self, script: str) -> list[State]:
+        """Return the memory before the script and after each of its stores."""
+        return record(self.writer, lambda: run(make_registry(self.writer), script))
+
     def outcomes(self) -> list[Outcome]:
+        """Return what the reader returned in every interleaving."""
         return list(self.explorer.outcomes())
 
     def truths(self, outcome: Outcome) -> list[dict[UUID, int]]:
         """Return what was true, id by version, at each state that the reader ran beside."""
-        table = [oracle(self.writer, state) for state in self.states]
-        return table[outcome.first : outcome.last + 1]
+        states = self.states[outcome.first : outcome.last + 1]
+        return [{key: version for key, (version, _) in oracle(self.writer, s).items()} for s in states]
+
+
+class Crash(Scenario):
+    """A writer that is killed after some stores, and its successor.
+
+    Attributes:
+        kept: how many of the script's stores it made.
+    """
+
+    def __init__(
+        self, first: str, script: str, kept: int, read: Callable[[Reader], object], **options: object
+    ) -> None:
+        self.kept = kept
+        super().__init__(first, script, read, **options)
+
+    def record(self, script: str) -> list[State]:
+        killed = super().record(script)[: self.kept + 1]
+        show(self.writer, killed[-1])
+        heir = successor_of(self.writer)
+        heir._free = deque()
+        registry = make_registry(heir)
+
+        def take_over() -> None:
+            registry.resume(ME)
+            # As few free slots as before, the last one used first: the one of the killed commit.
+            heir._free = deque(list(heir._free)[:1])
+            run(registry, "+x" if heir.look_up(X) is None else "x")
+
+        return killed + record(heir, take_over)[1:]
+
+
+class Destruction(Scenario):
+    """A writer that destroys the registry, as ``Ownership.destroy`` does."""
+
+    def record(self, script: str) -> list[State]:
+        words = self.writer.index.words
+        own = SimpleNamespace(
+            name="interleaved",
+            control=self.writer.control,
+            is_named=lambda: True,
+            _discard_tables=lambda: seqlock.overwrite(words, CLOSED),
+        )
+        unlink, segment.unlink = segment.unlink, lambda name: None
+        try:
+            return record(self.writer, lambda: ownership.Ownership.destroy(own))
+        finally:
+            segment.unlink = unlink
+
+
+def memory_of(writer: TableWriter) -> State:
+    return bytes(writer.control._memory), bytes(writer.slots.memory)
+
+
+def show(writer: TableWriter, state: State) -> None:
+    writer.control._memory[:], writer.slots.memory[:] = state
 
 
 def run(registry: Registry, script: str) -> None:
-    """Do what a script says."""
-    moment = 0
+    """Do what a script says, each word at a moment of its own."""
+    moment = 1000 * registry.table.next_version()
     for word in script.split():
-        moment += 1
+        moment += 1000
         key = _NAMES[word[-1]]
         maps = {"metadata": encode_map({"of": str(key), "n": moment}, "m")}
         if word[0] == "+":
@@ -130,8 +191,8 @@ def run(registry: Registry, script: str) -> None:
             registry.update(key, now=at(moment), **maps)
 
 
-def oracle(writer: TableWriter, state: State) -> dict[UUID, int]:
-    """Return which sessions a state of the memory holds, each with its version."""
+def oracle(writer: TableWriter, state: State) -> dict[UUID, tuple[int, int]]:
+    """Return which sessions a state of the memory holds, each with its version and its word."""
     _, table = state
     geometry = writer.geometry
     found = {}
@@ -139,7 +200,7 @@ def oracle(writer: TableWriter, state: State) -> dict[UUID, int]:
         (word,) = struct.unpack_from("<Q", table, geometry.index_offset + 8 * entry)
         if word > 2:
             slot = geometry.slots_offset + (word & 0xFFFFFF) * geometry.slot_size
-            found[UUID(bytes=table[slot : slot + 16])] = word >> 24
+            found[UUID(bytes=table[slot : slot + 16])] = (word >> 24, word)
     return found
 
 
@@ -150,7 +211,7 @@ def check_session(key: UUID, session: Session) -> None:
     """A session is whole: its maps tell its id, and its time is its own."""
     assert session.session_id == key
     assert session.metadata["of"] == str(key)
-    assert session._updated == at(session.metadata["n"]).wall // 1000 * 1000
+    assert session._updated == at(session.metadata["n"]).wall
 
 
 def check_look_up(scenario: Scenario, outcome: Outcome) -> None:
@@ -213,6 +274,31 @@ def check_seen_then_listed(scenario: Scenario, outcome: Outcome) -> None:
     assert listed in versions[start:], (seen, listed, versions)
 
 
+def check_versions(scenario: Scenario) -> None:
+    """A version never stands for two records."""
+    contents: dict[int, bytes] = {}
+    geometry = scenario.writer.geometry
+    for state in scenario.states:
+        for version, word in oracle(scenario.writer, state).values():
+            slot = geometry.slots_offset + (word & 0xFFFFFF) * geometry.slot_size
+            record = state[1][slot : slot + geometry.slot_size]
+            assert contents.setdefault(version, record) == record, f"{version} is used twice"
+
+
+def check_end(scenario: Scenario, first: str, script: str) -> None:
+    """What the script leaves is there at its end."""
+    live = {}
+    for word in [*first.split(), *script.split()]:
+        live[_NAMES[word[-1]]] = word[0] != "-"
+    assert set(oracle(scenario.writer, scenario.states[-1])) == {key for key in live if live[key]}
+
+
+def check_closed(scenario: Scenario, outcome: Outcome) -> None:
+    """Once a look-up has met the end, a list does too."""
+    closed, listed = outcome.value
+    assert not (closed and listed), scenario
+
+
 def look_up(reader: Reader) -> object:
     return reader.get(X)
 
@@ -238,3 +324,20 @@ def see_then_list(reader: Reader) -> object:
     # Another reader's look-up, so that nothing but the memory is between the two.
     seen = reader._view.table.look_up(X)
     return None if seen is None else seen[2], list(reader._listing().sessions.values())
+
+
+def list_see_list(reader: Reader) -> object:
+    list_all(reader)
+    return see_then_list(reader)
+
+
+def closed_then_list(reader: Reader) -> object:
+    try:
+        reader._view.table.look_up(X)
+        closed = False
+    except TableGone:
+        closed = True
+    try:
+        return closed, bool(reader.list_sessions())
+    except RegistryClosed:
+        return closed, False

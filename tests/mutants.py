@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ class Mutant:
 
     Attributes:
         rule: the rule that it breaks.
-        module: the function's module in the package.
+        module: the module of the package that it is changed for.
         function: its name, with its class's before it.
         old: text of the function that is there once.
         new: what takes its place.
@@ -31,13 +32,14 @@ class Mutant:
     new: str
 
     def apply(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Put the changed function in the place of the real one, in whatever imported it too."""
-        module = importlib.import_module(f"jidoka_shm.{self.module}")
-        owner = module
+        """Put the changed function in the place of the real one, as ``module`` knows it."""
+        owner: object = importlib.import_module(f"jidoka_shm.{self.module}")
         *classes, name = self.function.split(".")
         for part in classes:
             owner = getattr(owner, part)
-        lines, start = inspect.getsourcelines(getattr(owner, name))
+        function = getattr(owner, name)
+        module = sys.modules[function.__module__]
+        lines, start = inspect.getsourcelines(function)
         source = textwrap.dedent("".join(lines))
         assert source.count(self.old) == 1, (self.rule, source)
         changed = source.replace(self.old, self.new)

@@ -126,18 +126,25 @@ class Explorer:
     memory_of_reader: Callable[[], object] = lambda: None
     every_line: bool = False
     _edges: dict[object, set[object]] = field(default_factory=dict)
-    _root: object = None
+    _starts: dict[int, object] = field(default_factory=dict)
 
     def outcomes(self) -> Iterator[Outcome]:
-        """Yield each outcome once for each state that led to it first."""
-        todo: list[tuple[int, ...]] = [()]
-        while todo:
-            yield from self._run(todo.pop(), todo)
+        """Yield each outcome once for each state that led to it first.
+
+        A call that begins late must answer for fewer of the writer's states than one that begins
+        early and comes to the same place, so the late ones go first.
+        """
+        for start in reversed(range(len(self.states))):
+            todo: list[tuple[int, ...]] = [()]
+            while todo:
+                yield from self._run(start, todo.pop(), todo)
 
     def schedules(self) -> int:
         """Return how many interleavings ``outcomes`` stood for."""
         counts: dict[object, int] = {None: 1}
-        stack = [self._root]
+        for position in range(len(self.states) - 1):
+            self._link(self._starts[position], self._starts[position + 1])
+        stack = [self._starts[0]]
         while stack:
             successors = self._edges[stack[-1]]
             missing = [after for after in successors if after not in counts]
@@ -145,16 +152,24 @@ class Explorer:
                 stack += missing
             else:
                 counts[stack.pop()] = sum(counts[after] for after in successors)
-        return counts[self._root]
+        return counts[self._starts[0]]
 
-    def _run(self, schedule: tuple[int, ...], todo: list[tuple[int, ...]]) -> Iterator[Outcome]:
-        """Run the reader; ``schedule`` says before which of its lines the writer goes on."""
+    def _run(
+        self, start: int, schedule: tuple[int, ...], todo: list[tuple[int, ...]]
+    ) -> Iterator[Outcome]:
+        """Run the reader from a state on.
+
+        Args:
+            start: which state it begins at.
+            schedule: before which of its loads the writer goes on, as often as they are named.
+            todo: where schedules that go on from this one are put.
+        """
         pending = list(schedule)
-        position = at = first = 0
+        position, at = start, 0
         before: object = None
         times: dict[object, int] = {}
         self.reset()
-        self._show(0)
+        self._show(start)
 
         def go_on() -> None:
             nonlocal position
@@ -162,7 +177,7 @@ class Explorer:
             self._show(position)
 
         def step(frame: FrameType, event: str, arg: object) -> Any:  # noqa: ANN401, ARG001
-            nonlocal at, first, before
+            nonlocal at, before
             if not _traced(frame):
                 return None
             if event == "line" and (self.every_line or _loads(frame)):
@@ -178,13 +193,13 @@ class Explorer:
                     key = (place, times[place], position)
                     self._link(before, key)
                     before = key
-                if at == 0:
-                    first = position
                 if not pending and (not schedule or at >= schedule[-1]):
                     if key in self._edges:
                         raise _Seen
                     self._edges[key] = set()
-                    if position + 1 < len(self.states):
+                    if at == 0:
+                        self._starts[position] = key
+                    elif position + 1 < len(self.states):
                         todo.append((*schedule, at))
                 at += 1
             return step
@@ -199,12 +214,10 @@ class Explorer:
         finally:
             sys.settrace(None)
         self._link(before, None)
-        yield Outcome(value, first, position)
+        yield Outcome(value, start, position)
 
     def _link(self, before: object, after: object) -> None:
-        if before is None:
-            self._root = self._root or after
-        else:
+        if before is not None:
             self._edges.setdefault(before, set()).add(after)
 
     def _show(self, position: int) -> None:

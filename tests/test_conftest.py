@@ -18,6 +18,8 @@ import subprocess
 import sys
 import threading
 
+import pytest
+
 from jidoka_shm import segment
 
 kept = []
@@ -95,6 +97,12 @@ def test_that_servers_of_multiprocessing_may_stay():
     process.close()
 
 
+@pytest.mark.xfail
+def test_that_the_frames_of_a_failed_test_are_not_blamed():
+    file = open("/dev/null")
+    raise OSError
+
+
 def test_that_what_is_cleaned_up_may_be_there(name):
     os.close(segment.create(f"/jidoka_shm.{name}"))
     segment.unlink(f"/jidoka_shm.{name}")
@@ -137,4 +145,5 @@ def test_a_test_that_leaves_something_behind_fails_and_no_other(tmp_path: Path) 
     assert blamed.keys() == _BLAMED.keys(), result.stdout + result.stderr
     for culprit, text in _BLAMED.items():
         assert re.fullmatch(text, blamed[culprit]), (culprit, blamed[culprit])
-    assert f"{_CULPRITS.count('def test')} passed, {len(_BLAMED)} errors" in result.stdout
+    passed = _CULPRITS.count("def test") - 1
+    assert f"{passed} passed, 1 xfailed, {len(_BLAMED)} errors" in result.stdout

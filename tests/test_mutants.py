@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 from interleavings import (
+    Crash,
+    Destruction,
     Scenario,
+    check_closed,
+    check_end,
     check_list,
     check_look_up,
-    check_recovered,
     check_seen_then_listed,
     check_two_look_ups,
+    check_versions,
+    closed_then_list,
     list_all,
+    list_see_list,
     look_up,
     look_up_twice,
     see_then_list,
@@ -33,6 +39,8 @@ VERIFIED = (look_up, check_look_up, {"verify": True})
 CACHED = (look_up, check_look_up, {"cache_size": 8, "warm": look_up})
 TWICE = (look_up_twice, check_two_look_ups, {"cache_size": 8})
 LIST = (list_all, check_list, {})
+AGAIN = (list_see_list, check_seen_then_listed, {})
+CRASH = (look_up, check_look_up, {"kill": True})
 SEEN = (see_then_list, check_seen_then_listed, {"warm": list_all})
 
 #: Each mutant, what is read while what is written into what, and how that is judged.
@@ -85,7 +93,7 @@ CASES = [
             "again = words[entry]",
             "again = word",
         ),
-        ("+y +x", "x x", *LOOK_UP),
+        ("+y +x", "x x x", *LOOK_UP),
     ),
     (
         Mutant(
@@ -129,15 +137,15 @@ CASES = [
             "words[entry] = word",
             "change[0] = 2 * version\n    words[entry] = word",
         ),
-        ("", "+x", *SEEN),
+        ("", "+x", *AGAIN),
     ),
     (
         Mutant(
             "versions start at 1",
-            "seqlock",
-            "next_version",
-            "// 2 + 1",
-            "// 2",
+            "writer",
+            "index_word",
+            "version & VERSION_MASK",
+            "version - 1 & VERSION_MASK",
         ),
         ("", "+x", *LOOK_UP),
     ),
@@ -224,17 +232,17 @@ CASES = [
             "before == after and before % 2 == 0",
             "before == after",
         ),
-        ("", "+x", *SEEN),
+        ("", "+x", *AGAIN),
     ),
     (
         Mutant(
-            "recovery takes its version from an odd change word as used",
-            "seqlock",
-            "last_version",
-            "(change[0] + 1) // 2",
-            "change[0] // 2 - 1",
+            "recovery takes its version from the change word, an odd one's as used",
+            "writer",
+            "TableWriter.resume",
+            "seqlock.last_version(self.change) + 1",
+            "self.change[0] // 2",
         ),
-        ("+x", "x", look_up, check_recovered, {"cache_size": 8}),
+        ("+y +x", "x", *CRASH),
     ),
     (
         Mutant(
@@ -246,17 +254,27 @@ CASES = [
             "    for home in range(len(needed)):\n"
             "        self.reach[home] = 0",
         ),
-        ("+y +x", "x", look_up, check_recovered, {}),
+        ("+y +x", "x", *CRASH),
     ),
     (
         Mutant(
-            "recovery drops a damaged record by a commit like any other",
+            "recovery leaves no slot free that a word names",
             "writer",
             "TableWriter.resume",
-            "seqlock.commit(self.change, words, dropped.entry, EMPTY, self.next_version())",
-            "words[dropped.entry] = EMPTY",
+            "if slot not in taken",
+            "if slot != min(taken)",
         ),
-        ("+x", "damage", list_all, check_recovered, {"warm": list_all}),
+        ("+y +x", "x", *CRASH),
+    ),
+    (
+        Mutant(
+            "closing makes the change word odd before it closes the index",
+            "ownership",
+            "Ownership.destroy",
+            "seqlock.hold(self.control.change, seqlock.last_version(self.control.change) + 1)",
+            "pass",
+        ),
+        ("+x", "", closed_then_list, check_closed, {"warm": list_all}),
     ),
 ]
 
@@ -269,12 +287,20 @@ def _no_slot_to_spare(monkeypatch: pytest.MonkeyPatch) -> None:
 def _judge(
     first: str, script: str, read: Callable, check: Callable, options: dict[str, object]
 ) -> None:
-    if check is check_recovered:
-        check_recovered(first, script, read, options)
-        return
-    scenario = Scenario(first, script, read, **options)
-    for outcome in scenario.outcomes():
-        check(scenario, outcome)
+    """Run a case over every interleaving, as the tests of the real functions do."""
+    kind = Destruction if check is check_closed else Scenario
+    options = dict(options)
+    kill = options.pop("kill", False)
+    scenarios = [kind(first, script, read, **options)]
+    if kill:
+        stores = range(len(scenarios[0].states))
+        scenarios = [Crash(first, script, kept, read, **options) for kept in stores]
+    if kind is Scenario and not kill:
+        check_end(scenarios[0], first, script)
+    for scenario in scenarios:
+        check_versions(scenario)
+        for outcome in scenario.outcomes():
+            check(scenario, outcome)
 
 
 @pytest.mark.parametrize(("mutant", "case"), CASES, ids=[mutant.rule for mutant, _ in CASES])

@@ -1,0 +1,1007 @@
+"""docs/format.md: that it says what layout.py says, and that a reader written from it reads."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import random
+import re
+import string
+import struct
+import time
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+import format_reader
+import pytest
+from format_reader import ClosedError, DamagedError, NotFoundError, OtherFormatError, attach
+from host import Script, path_of
+from support import wait_until
+
+from jidoka_shm import InvalidName, SessionManager, SessionReader, layout
+from jidoka_shm.control import ControlWriter
+from jidoka_shm.header import TableHeader
+from jidoka_shm.layout import Geometry
+from jidoka_shm.maps import encode_map
+from jidoka_shm.session import Payload, Session, SessionStatus
+from jidoka_shm.slots import pack_slot
+from jidoka_shm.writer import TableWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from format_reader import Reader, Record
+
+PAGE = (Path(__file__).parents[1] / "docs" / "format.md").read_text(encoding="utf-8")
+
+RESERVED = "reserved"
+
+
+# ---------------------------------------------------------------------------- the page, parsed
+
+
+class Field(NamedTuple):
+    """A row of a field table."""
+
+    name: str
+    offset: int
+    width: int
+    type: str
+
+
+def section(heading: str) -> str:
+    """Return what stands under a heading of the page, up to the next one."""
+    (text,) = re.findall(rf"^##+ {heading}\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    return text
+
+
+def rows(heading: str) -> list[dict[str, str]]:
+    """Return the rows of the one table under a heading, by column."""
+    lines = [line for line in section(heading).splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
+    columns, rule, *body = [[re.sub(r"^`([^`]*)`$", r"\1", cell) for cell in row] for row in cells]
+    assert set("".join(rule)) == {"-"}
+    return [dict(zip(columns, row, strict=True)) for row in body]
+
+
+def fields(heading: str) -> list[Field]:
+    """Return a structure's fields, the reserved ones too, once they are known to leave no gap."""
+    found = []
+    end = 0
+    for row in rows(heading):
+        assert list(row) == ["offset", "width", "name", "type and unit", "written by, when"]
+        kind = re.match(r"u\d+|UUID|\d+ bytes|0|", row["type and unit"])
+        assert kind is not None
+        field = Field(row["name"], int(row["offset"]), int(row["width"]), kind[0])
+        assert field.offset == end, field
+        end += field.width
+        if field.name != RESERVED:
+            assert field.width == width_of(field.type), field
+            assert row["written by, when"], field
+        found.append(field)
+    return found
+
+
+def width_of(kind: str) -> int:
+    """Return the width that a type has, in bytes."""
+    if kind.startswith("u"):
+        return int(kind[1:]) // 8
+    return 16 if kind == "UUID" else int(kind.removesuffix(" bytes"))
+
+
+def named(found: list[Field]) -> dict[str, tuple[int, int]]:
+    """Return offset and width of each field that is in use."""
+    return {field.name: field[1:3] for field in found if field.name != RESERVED}
+
+
+def packed(layout_: struct.Struct) -> list[tuple[int, int, str]]:
+    """Return offset, width and type of each item of a packed struct, pads included."""
+    kinds = {"Q": "u64", "I": "u32", "H": "u16", "B": "u8", "16s": "UUID"}
+    items = []
+    end = 0
+    for code in re.findall(r"\d+[a-z]|[A-Z]", layout_.format):
+        width = struct.calcsize(f"<{code}")
+        items.append((end, width, kinds.get(code, "0")))
+        end += width
+    assert end == layout_.size
+    return items
+
+
+def block(label: str) -> bytes:
+    """Return the bytes of an example on the page."""
+    (text,) = re.findall(rf"^```text\n{label}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    return bytes.fromhex(text)
+
+
+def is_name(text: str) -> bool:
+    """Return whether a registry can be called so."""
+    try:
+        layout.check_name(text)
+    except InvalidName:
+        return False
+    return True
+
+
+def is_prime(number: int) -> bool:
+    """Return whether a number is prime."""
+    return number > 1 and not any(number % divisor == 0 for divisor in range(2, number // 2 + 1))
+
+
+def is_near_a_power(number: int) -> bool:
+    """Return whether a number is too near a power of two, as the page says it."""
+    power = 1
+    while 2 * power <= number:
+        power *= 2
+    return abs(number - power) * 20 <= power or abs(number - 2 * power) * 20 <= 2 * power
+
+
+class TestPage:
+    """The page against layout.py."""
+
+    def test_control(self) -> None:
+        found = fields("The control")
+        widths = {"instance": 16, "socket_path": layout.SOCKET_PATH_SIZE}
+        expected = {
+            name: (offset, widths.get(name, 8)) for name, offset in layout.CONTROL_FIELDS.items()
+        }
+        assert named(found) == expected
+        end = found[-1].offset + found[-1].width
+        assert f"Bytes from {end} on" in " ".join(section("The control").split())
+        assert end <= layout.CONTROL_SIZE
+
+    def test_table_header(self) -> None:
+        found = fields("The table header")
+        expected = {
+            name: (offset, struct.calcsize(f"<{code}"))
+            for name, (offset, code) in layout.TABLE_FIELDS.items()
+        }
+        assert named(found) == expected
+        assert [field[1:] for field in found] == packed(layout.TABLE_HEADER)
+
+    def test_slot_header(self) -> None:
+        found = fields("The slot header")
+        columns = layout.SLOT_DTYPE.fields or {}
+        expected = {name: (offset, dtype.itemsize) for name, (dtype, offset) in columns.items()}
+        assert named(found) == expected
+        assert [field[1:] for field in found] == packed(layout.SLOT_HEADER)
+        assert packed(layout.SLOT_HEAD) == packed(layout.SLOT_HEADER)[:7]
+        assert [field.name for field in found[:7]] == [
+            *("session_id", "version", "created_at", "updated_at"),
+            *("pid", "payload_length", "status"),
+        ]
+        assert named(found)["payload_crc"] == (layout.PAYLOAD_CRC_OFFSET, 4)
+        assert named(found)["header_crc"] == (layout.SLOT_CRC_OFFSET, 4)
+        assert layout.SLOT_DTYPE.itemsize == layout.SLOT_HEADER_SIZE == found[-1].offset + 4
+
+    def test_payload(self) -> None:
+        found = rows("The payload")
+        assert [int(row["element"]) for row in found] == list(range(len(found)))
+        assert [row["name"] for row in found] == list(Payload.__struct_fields__)
+        assert [row["name"] for row in found] == list(format_reader.PAYLOAD)
+        kinds = {
+            "Raw": "map",
+            "int | None": "integer or nil",
+            "str | None": "string or nil",
+            "bytes | None": "binary of 16 bytes or nil",
+        }
+        expected = [kinds[Payload.__annotations__[row["name"]]] for row in found]
+        assert [row["type and unit"].split(",")[0] for row in found] == expected
+        assert f"array of 2 to {len(found)} elements" in section("The payload")
+
+    def test_status_codes(self) -> None:
+        found = {int(row["code"]): row["status"] for row in rows("Status codes")}
+        assert found == {code: text for code, text in enumerate(layout.STATUS_CODES) if text}
+        assert found == format_reader.STATUSES
+
+    def test_constants(self) -> None:
+        found = {row["name"]: int(row["value"], 0) for row in rows("Constants")}
+        numbers = {
+            name: value
+            for name, value in vars(layout).items()
+            if name.isupper() and type(value) is int
+        }
+        assert found == numbers
+        texts = {row["name"]: row["meaning"] for row in rows("Constants")}
+        for name in ("CONTROL_MAGIC", "TABLE_MAGIC"):
+            magic = numbers[name].to_bytes(8, "little").decode()
+            assert texts[name] == f"the bytes `{magic}`, read as a word"
+
+    def test_names(self) -> None:
+        names = {row["object"]: row["name"] for row in rows("Names")}
+        assert names["control"] == layout.control_name("NAME")
+        assert names["table"] == layout.table_name("NAME", "GENERATION")  # type: ignore[arg-type]
+        assert rows("Names")[0]["size"] == f"{layout.CONTROL_SIZE} bytes"
+        assert "1 to 64 characters of `A-Z`, `a-z`, `0-9`, `_` and `-`" in section("Names")
+        letters = {chr(code) for code in range(0x250) if is_name(chr(code))}
+        assert letters == set(string.ascii_letters + string.digits + "_-")
+        assert [is_name("x" * length) for length in (0, 1, 64, 65)] == [False, True, True, False]
+
+    def test_index_words(self) -> None:
+        words = [row["word"] for row in rows("Index words")]
+        assert list(map(int, words[:3])) == [layout.EMPTY, layout.MOVED, layout.CLOSED]
+        assert words[3] == f"3 to 0x{layout.SLOT_MASK:X}"
+        assert words[4] == f"0x{layout.index_word(1, 0):X} and up"
+        assert f"× 2^{layout.SLOT_BITS} + S:" in rows("Index words")[4]["meaning"]  # noqa: RUF001
+
+    def test_geometry(self) -> None:
+        for row in rows("Sizes of some tables"):
+            capacity, slot_size, *sizes = map(int, row.values())
+            geometry = Geometry.for_capacity(capacity, slot_size)
+            columns = [column.replace(" ", "_") for column in list(row)[2:-1]]
+            assert sizes == [*(getattr(geometry, column) for column in columns), geometry.size]
+
+    def test_geometry_rules(self) -> None:
+        rules = {row["number"]: row["rule"] for row in rows("Geometry")}
+        assert rules["capacity"] == f"`slot_count` − {layout.SPARE_SLOTS}"  # noqa: RUF001
+        assert rules["entries"] == f"`index_size` + {layout.MAX_DISTANCE}"
+        assert rules["index offset"] == str(layout.TABLE_HEADER_SIZE)
+        assert rules["reach offset"] == f"{layout.TABLE_HEADER_SIZE} + 8 × entries"  # noqa: RUF001
+        assert rules["slots offset"].endswith(f"rounded up to a multiple of {layout.ALIGNMENT}")
+        assert rules["payload limit"] == f"`slot_size` − {layout.SLOT_HEADER_SIZE}"  # noqa: RUF001
+
+    def test_index_sizes(self) -> None:
+        for capacity in range(1, 2000):
+            number = -(-capacity * 43 // 10)
+            while is_near_a_power(number) or not is_prime(number):
+                number += 1
+            assert layout.index_size_for(capacity) == number
+
+    def test_crcs(self) -> None:
+        assert f"`123456789` is 0x{zlib.crc32(b'123456789'):X}." in PAGE.replace("\n", " ")
+        for heading, name, label in (
+            ("The table header", "crc", "table header"),
+            ("The slot header", "header_crc", "slot"),
+        ):
+            (text,) = [row["type and unit"] for row in rows(heading) if row["name"] == name]
+            ranges = re.findall(r"(\d+) to (\d+)", text)
+            raw = block(label)
+            covered = b"".join(raw[int(first) : int(last) + 1] for first, last in ranges)
+            offset, width = named(fields(heading))[name]
+            assert int.from_bytes(raw[offset : offset + width], "little") == zlib.crc32(covered)
+
+    def test_example_of_a_table_header(self) -> None:
+        memory = bytearray(64)
+        instance = UUID("00112233-4455-6677-8899-aabbccddeeff")
+        TableHeader(instance, 1, Geometry.for_capacity(8, 512), 0).store(memory)
+        assert block("table header") == memory
+
+    def test_example_of_a_slot(self) -> None:
+        second = 10**9
+        payload = Payload(
+            metadata=encode_map({"user": "Zoë", "n": -1}, "metadata"),
+            llm_config=encode_map({"t": 0.5}, "llm_config"),
+            expires=1_700_000_060 * second,
+            deadline=60_000 * second,
+        )
+        session = Session(
+            UUID("0f0e0d0c-0b0a-4908-8706-050403020100"),
+            5,
+            SessionStatus.ACTIVE,
+            4242,
+            1_700_000_000 * second,
+            1_700_000_000 * second + second // 4,
+            payload.encode(),
+        )
+        raw = block("slot")
+        assert raw == pack_slot(session)
+        assert format_reader.decode_slot(raw[:64], raw[64:]) == record_of(session)
+        text = " ".join(section("The payload").split())
+        assert f"The word is 0x{layout.index_word(5, 3):X}." in text
+        home = session.session_id.int % 37
+        assert f"With an `index_size` of 37 the home is entry {home}." in text
+
+    def test_its_reader_uses_nothing_of_the_package(self) -> None:
+        tree = ast.parse(Path(format_reader.__file__).read_text(encoding="utf-8"))
+        imported = {
+            alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        } | {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        # The last three are for the annotations.
+        assert imported == {
+            *("mmap", "os", "struct", "time", "zlib"),
+            *("__future__", "typing", "uuid"),
+        }
+
+
+# ---------------------------------------------------------------------------- registries at rest
+
+
+def record_of(session: Session) -> Record:
+    """Return the session as the other reader gives it, by what the package gives."""
+    payload = session.payload()
+    return {
+        "session_id": session.session_id.bytes,
+        "version": session.version,
+        "created_at": session._created,
+        "updated_at": session._updated,
+        "pid": session.pid,
+        "status": session.status.value,
+        "metadata": session.metadata,
+        "llm_config": session.llm_config,
+        **{name: getattr(payload, name) for name in Payload.__struct_fields__[2:]},
+    }
+
+
+def by_id(records: list[Record]) -> dict[object, Record]:
+    """Return records by id, once each id is known to be there once."""
+    found = {record["session_id"]: record for record in records}
+    assert len(found) == len(records)
+    return found
+
+
+def assert_same(reader: Reader, name: str) -> None:
+    """Compare all that the two readers give of a registry at rest."""
+    with SessionReader(name, verify=True) as theirs:
+        expected = {session.session_id.bytes: record_of(session) for session in theirs.values()}
+        assert by_id(reader.list()) == expected
+        if format_reader.ORDERED and theirs.version is not None:
+            assert reader.snapshot == 2 * theirs.version
+        for key, record in expected.items():
+            assert reader.look_up(UUID(bytes=key)) == record
+
+
+# No fixture gives a reader or a manager: pytest would keep it, and so its mappings, for longer
+# than the check that nothing is left behind.
+
+
+@contextlib.contextmanager
+def managing(name: str, **options: Any) -> Iterator[SessionManager]:  # noqa: ANN401 - as they are
+    """Make a registry, and destroy it in the end."""
+    with SessionManager(name, **options) as manager:
+        yield manager
+        manager.unlink()
+
+
+#: An example of each form of msgpack that a map may hold.
+VALUES: dict[str, Any] = {
+    "constants": [None, True, False],
+    "integers": [0, 127, 128, 255, 256, 65535, 65536, 2**32 - 1, 2**32, 2**63 - 1, 2**64 - 1],
+    "negative": [-1, -32, -33, -128, -129, -32768, -32769, -(2**31), -(2**31) - 1, -(2**63)],
+    "floats": [0.0, -0.0, 0.1, -1e308, 5e-324],
+    "strings": ["", "x" * 31, "x" * 32, "é" * 128, "\U0001f600" * 70_000],
+    "arrays": [[], [1] * 15, [2] * 16, [3] * 70_000],
+    "maps": [{}, {str(n): n for n in range(16)}, {str(n): n for n in range(70_000)}],
+}
+
+
+class TestAtRest:
+    """All that a record holds."""
+
+    def test_every_field(self, name: str) -> None:
+        with managing(name, capacity=16, cleanup_delay=3600) as manager:
+            reader = attach(name, 0)
+            assert reader.list() == []
+            plain = manager.create_session()
+            full = manager.create_session({"a": [1, {"b": None}]}, {"t": 0.7}, os.getpid(), 3600)
+            ended = manager.create_session({"n": 1})
+            manager.terminate_session(ended, "went wrong – badly")  # noqa: RUF001
+            quiet = manager.create_session(pid=os.getpid())
+            manager.terminate_session(quiet)
+            moves = ("active", "idle", "active", "terminating")
+            for status in moves:
+                manager.update_session(full, status=status)
+                assert_same(reader, name)
+            found = by_id(reader.list())
+            assert [found[sid.bytes]["status"] for sid in (plain, full, ended, quiet)] == [
+                *("initializing", "terminating"),
+                *("terminated", "terminated"),
+            ]
+            assert found[ended.bytes]["error"] == "went wrong – badly"  # noqa: RUF001
+            assert found[full.bytes]["pid"] == os.getpid()
+            session = manager[full]
+            assert session.expires_at is not None
+            for record, when in (
+                ("created_at", session.created_at),
+                ("expires", session.expires_at),
+            ):
+                assert found[full.bytes][record] == round(when.timestamp() * 10**6) * 1000
+            assert reader.look_up(UUID(int=1)) is None
+
+    def test_every_form_of_msgpack(self, name: str) -> None:
+        with managing(name, capacity=2, slot_size=1 << 22) as manager:
+            sid = manager.create_session(VALUES, {"nested": nested(31)})
+            reader = attach(name, 0)
+            record = reader.look_up(sid)
+            assert record is not None
+            assert repr(record["metadata"]) == repr(VALUES)
+            assert_same(reader, name)
+
+    def test_a_request_id(self) -> None:
+        payload = Payload(
+            metadata=encode_map({}, ""), llm_config=encode_map({}, ""), request=bytes(range(16))
+        )
+        session = Session(UUID(int=1), 1, SessionStatus.IDLE, None, 0, 0, payload.encode())
+        raw = pack_slot(session)
+        assert format_reader.decode_slot(raw[:64], raw[64:]) == record_of(session)
+
+
+def nested(depth: int) -> object:
+    """Return containers that stand ``depth`` deep in each other."""
+    return [nested(depth - 1)] if depth else None
+
+
+# ---------------------------------------------------------------------------- changes
+
+
+def remove(manager: SessionManager, sid: UUID) -> None:
+    """End a session and wait until it is gone."""
+    manager.terminate_session(sid)
+    wait_until(lambda: sid not in manager)
+
+
+def crowd(capacity: int) -> list[UUID]:
+    """Return ids that all have the last home of a table, where its index runs over."""
+    size = Geometry.for_capacity(capacity, 128).index_size
+    return [UUID(int=size - 1 + n * size) for n in range(2 * capacity)]
+
+
+class TestChanges:
+    """What a reader that stays meets."""
+
+    def test_ids_that_share_a_home(self, name: str) -> None:
+        chance = random.Random(4)
+        ids = crowd(4)
+        with managing(name, capacity=4, slot_size=128, cleanup_delay=0) as manager:
+            reader = attach(name, 0)
+            for _ in range(60):
+                sid = chance.choice(ids)
+                if sid in manager:
+                    remove(manager, sid)
+                elif len(manager) < 4:
+                    manager.create_session({"n": sid.int % 997}, session_id=sid)
+                assert_same(reader, name)
+                for each in ids:
+                    assert (reader.look_up(each) is not None) == (each in manager)
+
+    def test_expiry(self, name: str) -> None:
+        with managing(name, cleanup_delay=3600) as manager:
+            reader = attach(name, 0)
+            sid = manager.create_session(ttl=0.02)
+            wait_until(lambda: (reader.look_up(sid) or {}).get("status") == "terminated")
+            assert (reader.look_up(sid) or {})["error"] == "expired"
+            assert_same(reader, name)
+
+    def test_a_terminated_session_disappears(self, name: str) -> None:
+        with managing(name, cleanup_delay=0.02) as manager:
+            reader = attach(name, 0)
+            sid = manager.create_session()
+            manager.terminate_session(sid)
+            wait_until(lambda: reader.look_up(sid) is None)
+            assert reader.list() == []
+
+    def test_closed(self, name: str) -> None:
+        with SessionManager(name) as manager:
+            sid = manager.create_session()
+            readers = [attach(name, 30), attach(name, 30)]
+            manager.unlink()
+        with pytest.raises(ClosedError):
+            readers[0].look_up(sid)
+        with pytest.raises(ClosedError):
+            readers[1].list()
+        assert readers[0].change() % 2 == 1
+        with pytest.raises(NotFoundError):
+            attach(name, 0)
+
+    def test_a_new_instance(self, name: str) -> None:
+        with SessionManager(name) as manager:
+            old = manager.create_session()
+        readers = [attach(name, 30), attach(name, 30)]
+        with managing(name, fresh=True) as manager:
+            new = manager.create_session()
+            assert readers[0].look_up(old) is None
+            for reader in readers:
+                assert_same(reader, name)
+                assert reader.look_up(new) == record_of(manager[new])
+
+    def test_another_writer(self, name: str) -> None:
+        with SessionManager(name) as manager:
+            sid = manager.create_session()
+        reader = attach(name, 0)
+        with managing(name) as manager:
+            manager.update_session(sid, status="active")
+            assert_same(reader, name)
+
+    def test_a_slot_used_again_during_the_copy(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with managing(name, capacity=16) as manager:
+            sid = manager.create_session({"n": 0})
+            reader = attach(name, 0)
+
+            def all_slots_anew() -> None:
+                for n in range(1, 40):
+                    manager.update_session(sid, metadata={"n": n})
+
+            at_first_call(monkeypatch, "_copy", before=all_slots_anew)
+            assert (reader.look_up(sid) or {})["metadata"] == {"n": 39}
+            at_first_call(monkeypatch, "_copy", after=lambda: remove_now(manager, sid))
+            assert reader.look_up(sid) is None
+
+    def test_created_again_during_a_list(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        with managing(name, capacity=16) as manager:
+            first, second, *_ = crowd(16)
+            manager.create_session({"n": 1}, session_id=first)
+            reader = attach(name, 0)
+
+            def move() -> None:
+                remove_now(manager, first)
+                manager.create_session(session_id=second)
+                manager.create_session({"n": 2}, session_id=first)
+
+            home = first.int % Geometry.for_capacity(16, 512).index_size
+            at_first_call(monkeypatch, "read", after=move, when=home)
+            assert by_id(reader.list())[first.bytes]["metadata"] == {"n": 2}
+            assert reader.snapshot is None
+            assert_same(reader, name)
+
+
+def remove_now(manager: SessionManager, sid: UUID) -> None:
+    """Remove a session without a delay."""
+    entry, *_ = manager._registry.table.look_up(sid) or ()
+    manager._registry.table.remove(entry)
+
+
+def at_first_call(
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    *,
+    before: Callable[[], None] = int,  # type: ignore[assignment]  # does nothing
+    after: Callable[[], None] = int,  # type: ignore[assignment]
+    when: int | None = None,
+) -> None:
+    """Do something around the first call of a table's method, with the argument ``when``."""
+    original = getattr(format_reader._Table, method)
+    todo = [True]
+
+    def stand_in(self: object, argument: int) -> object:
+        if when in {None, argument} and todo:
+            todo.clear()
+            before()
+            result = original(self, argument)
+            after()
+            return result
+        return original(self, argument)
+
+    monkeypatch.setattr(format_reader._Table, method, stand_in)
+
+
+# ---------------------------------------------------------------------------- states and damage
+
+
+class Still:
+    """A registry without a writer, with one session, whose bytes a test may change."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        with SessionManager(name, capacity=4, slot_size=256) as manager:
+            self.sid = manager.create_session({"user": "Zoë", "n": [1, 2, 3]}, {"t": 0.5})
+        self.control = path_of(name)
+        self.table = path_of(name, 1)
+        self.geometry = Geometry.for_capacity(4, 256)
+        self.home = self.sid.int % self.geometry.index_size
+        self.word_offset = 64 + 8 * self.home
+        self.reach_offset = self.geometry.reach_offset + self.home
+        word = int.from_bytes(self.read(self.table, self.word_offset, 8), "little")
+        slot = word & layout.SLOT_MASK
+        self.slot_offset = self.geometry.slots_offset + slot * self.geometry.slot_size
+        length = self.read(self.table, self.slot_offset + 44, 4)
+        self.end = self.slot_offset + 64 + int.from_bytes(length, "little")
+
+    @staticmethod
+    def read(path: Path, offset: int, width: int) -> bytes:
+        """Return bytes of an object."""
+        with path.open("rb") as file:
+            return os.pread(file.fileno(), width, offset)
+
+    @staticmethod
+    def write(path: Path, offset: int, raw: bytes) -> None:
+        """Change bytes of an object."""
+        with path.open("r+b") as file:
+            os.pwrite(file.fileno(), raw, offset)
+
+    def word(self, path: Path, offset: int, value: int) -> None:
+        """Store a word."""
+        self.write(path, offset, value.to_bytes(8, "little"))
+
+    @contextlib.contextmanager
+    def flipped(self, path: Path, offset: int) -> Iterator[None]:
+        """Change one bit for a while."""
+        before = self.read(path, offset, 1)
+        self.write(path, offset, bytes([before[0] ^ 1 << offset % 8]))
+        yield
+        self.write(path, offset, before)
+
+    def put(self, payload: bytes) -> None:
+        """Put another payload in place, with all that goes with it."""
+        self.write(self.table, self.slot_offset + 44, len(payload).to_bytes(4, "little"))
+        self.write(self.table, self.slot_offset + 64, payload)
+        self.seal()
+
+    def seal(self) -> None:
+        """Make the slot's crcs fit what it holds."""
+        length = int.from_bytes(self.read(self.table, self.slot_offset + 44, 4), "little")
+        payload = self.read(self.table, self.slot_offset + 64, length)
+        self.write(self.table, self.slot_offset + 52, zlib.crc32(payload).to_bytes(4, "little"))
+        header = self.read(self.table, self.slot_offset, 60)
+        self.write(self.table, self.slot_offset + 60, zlib.crc32(header).to_bytes(4, "little"))
+
+
+@pytest.fixture
+def still(name: str) -> Iterator[Still]:
+    """A registry without a writer."""
+    made = Still(name)
+    yield made
+    for path in made.control.parent.glob(f"{made.control.name}*"):
+        path.unlink()
+
+
+class TestAttaching:
+    """What is to be waited for, and what is not."""
+
+    @pytest.fixture(params=["cut", "no magic", "no table", "empty table", "table", "foreign"])
+    def half_made(self, still: Still, request: pytest.FixtureRequest) -> Callable[[], None]:
+        """Return what completes a registry that is half-made in one of the ways there are."""
+        control, table = still.control.read_bytes(), still.table.read_bytes()
+        if request.param == "cut":
+            still.control.write_bytes(control[:4095])
+        elif request.param == "no magic":
+            still.word(still.control, 0, 0)
+        elif request.param == "no table":
+            still.table.unlink()
+        elif request.param == "empty table":
+            still.table.write_bytes(b"")
+        elif request.param == "table":
+            still.word(still.table, 0, 0)
+        else:
+            header = TableHeader.read(bytearray(table))
+            assert header is not None
+            raw = bytearray(64)
+            header._replace(instance=UUID(int=7)).store(raw)
+            still.write(still.table, 0, raw)
+
+        def complete() -> None:
+            still.control.write_bytes(control)
+            still.table.write_bytes(table)
+
+        return complete
+
+    def test_half_made(self, still: Still, half_made: Callable[[], None]) -> None:
+        with pytest.raises(NotFoundError):
+            attach(still.name, 0)
+        half_made()
+        assert attach(still.name, 0).look_up(still.sid) is not None
+
+    def test_completed_meanwhile(
+        self, still: Still, half_made: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pauses = []
+
+        class Clock:
+            monotonic = staticmethod(time.monotonic)
+
+            @staticmethod
+            def sleep(seconds: float) -> None:
+                pauses.append(seconds)
+                half_made()
+
+        monkeypatch.setattr(format_reader, "time", Clock)
+        assert attach(still.name, 30).look_up(still.sid) is not None
+        assert len(pauses) == 1
+
+    @pytest.mark.parametrize(("offset", "value"), [(0, 1), (8, 0), (8, 2)])
+    def test_another_format(self, still: Still, offset: int, value: int) -> None:
+        still.word(still.control, offset, value)
+        with pytest.raises(OtherFormatError):
+            attach(still.name, 30)
+
+    def test_damage_to_the_header(self, still: Still) -> None:
+        for offset in range(64):
+            with still.flipped(still.table, offset), pytest.raises(DamagedError):
+                attach(still.name, 30)
+
+    @pytest.mark.parametrize(("index_size", "slot_count", "slot_size"), [
+        (0, 20, 256),
+        (19, 16, 256),
+        (19, 20, 64),
+        (19, 20, 250),
+        (19, 20, 512),
+        (60, 20, 256),
+        (19, 2**32 - 1, 2**24),
+    ])  # fmt: skip
+    def test_sizes_that_cannot_be(
+        self, still: Still, index_size: int, slot_count: int, slot_size: int
+    ) -> None:
+        geometry = Geometry(index_size=index_size, slot_count=slot_count, slot_size=slot_size)
+        header = TableHeader.read(bytearray(still.table.read_bytes()))
+        assert header is not None
+        raw = bytearray(64)
+        header._replace(geometry=geometry).store(raw)
+        still.write(still.table, 0, raw)
+        with pytest.raises(DamagedError):
+            attach(still.name, 30)
+
+
+class TestStates:
+    """What a writer may leave behind."""
+
+    @pytest.mark.parametrize("call", ["look_up", "list"])
+    def test_growth(self, still: Still, call: str) -> None:
+        reader = attach(still.name, 30)
+        grow(still)
+        with SessionReader(still.name) as theirs:
+            expected = record_of(theirs[still.sid])
+        found = [reader.look_up(still.sid)] if call == "look_up" else reader.list()
+        assert found == [expected]
+        assert reader._table.generation == 2
+        assert reader._table.entries > still.geometry.entries
+        with SessionManager(still.name) as manager:
+            manager.update_session(still.sid, metadata={"n": 2})
+            assert_same(reader, still.name)
+
+    def test_a_writer_killed_in_mid_commit(self, still: Still) -> None:
+        still.word(still.control, 64, 3)
+        reader = attach(still.name, 0)
+        assert reader.list() == [reader.look_up(still.sid)]
+        assert reader.snapshot is None
+
+    def test_a_writer_killed_in_a_destruction(self, still: Still) -> None:
+        readers = [attach(still.name, 30), attach(still.name, 30)]
+        still.word(still.control, 64, 3)
+        for entry in range(still.geometry.entries):
+            still.word(still.table, 64 + 8 * entry, layout.CLOSED)
+        with pytest.raises(ClosedError):
+            readers[0].look_up(still.sid)
+        with pytest.raises(ClosedError):
+            readers[1].list()
+
+    def test_the_name_is_gone(self, still: Still) -> None:
+        reader = attach(still.name, 30)
+        still.control.unlink()
+        assert reader.look_up(still.sid) is not None
+        with pytest.raises(ClosedError):
+            reader.list()
+
+    def test_bytes_behind_the_payload_do_not_count(self, still: Still) -> None:
+        reader = attach(still.name, 0)
+        record = reader.look_up(still.sid)
+        with still.flipped(still.table, still.end):
+            assert reader.look_up(still.sid) == record
+
+
+def grow(still: Still) -> None:
+    """Do by hand what the page says of growth."""
+    header = TableHeader.read(bytearray(still.table.read_bytes()))
+    assert header is not None
+    geometry = Geometry.for_capacity(100, 512)
+    control = ControlWriter(bytearray(still.control.read_bytes()))
+    writer = TableWriter(bytearray(geometry.size), control, geometry)
+    with SessionReader(still.name) as theirs:
+        for session in theirs.values():
+            writer.insert(session)
+    header._replace(generation=2, geometry=geometry).store(writer.slots.memory)
+    path_of(still.name, 2).write_bytes(writer.slots.memory)
+    still.word(still.control, 32, 2)
+    for entry in range(still.geometry.entries):
+        still.word(still.table, 64 + 8 * entry, layout.MOVED)
+    still.table.unlink()
+
+
+class TestDamage:
+    """That what cannot be is found, and never followed."""
+
+    def expect(self, reader: Reader, sid: UUID) -> None:
+        """See that a look-up and a list both find the damage."""
+        with pytest.raises(DamagedError):
+            reader.look_up(sid)
+        with pytest.raises(DamagedError):
+            reader.list()
+
+    def test_each_byte_of_a_record(self, still: Still) -> None:
+        reader = attach(still.name, 30)
+        for offset in range(still.slot_offset, still.end):
+            with still.flipped(still.table, offset):
+                self.expect(reader, still.sid)
+
+    @pytest.mark.parametrize("word", [3, 0xFFFFFF, 1 << 24 | 20, 1 << 24 | 0xFFFFFF, 2 << 24])
+    def test_an_index_word(self, still: Still, word: int) -> None:
+        reader = attach(still.name, 30)
+        still.word(still.table, still.word_offset, word)
+        self.expect(reader, still.sid)
+
+    def test_a_reach(self, still: Still) -> None:
+        reader = attach(still.name, 30)
+        still.word(still.table, still.word_offset, layout.EMPTY)
+        still.write(still.table, still.reach_offset, b"\xff")
+        with pytest.raises(DamagedError):
+            reader.look_up(still.sid)
+        still.write(still.table, still.reach_offset, b"\xfe")
+        assert reader.look_up(still.sid) is None
+
+    @pytest.mark.parametrize("length", [192, 193])
+    def test_a_length(self, still: Still, length: int) -> None:
+        reader = attach(still.name, 30)
+        limit = still.geometry.payload_limit
+        text = length - len(b"\x92\x81\xa1a\xd9n\x80")
+        # The longer one goes on in the next slot, and is as good a payload but for that.
+        still.put(b"\x92\x81\xa1a\xd9" + bytes([text]) + b"x" * text + b"\x80")
+        if length <= limit:
+            assert reader.look_up(still.sid) == reader.list()[0]
+        else:
+            self.expect(reader, still.sid)
+
+    def test_a_length_beyond_all(self, still: Still) -> None:
+        reader = attach(still.name, 30)
+        still.write(still.table, still.slot_offset + 44, b"\xff" * 4)
+        still.seal()
+        self.expect(reader, still.sid)
+
+    @pytest.mark.parametrize("code", [0, 6, 255])
+    def test_a_status_code(self, still: Still, code: int) -> None:
+        reader = attach(still.name, 30)
+        still.write(still.table, still.slot_offset + 48, bytes([code]))
+        still.seal()
+        self.expect(reader, still.sid)
+
+    @pytest.mark.parametrize("payload", [
+        b"",  # nothing
+        b"\xc0",  # no array
+        b"\x91\x80",  # an array of one map
+        b"\x92\x80\xc0",  # of a map and nil
+        b"\x92\x80",  # of less than it says
+        b"\x92\x80\x80\xc0",  # more than the array
+        b"\x92\x80\x81\x01\x01",  # a key that is no string
+        b"\x92\x80\x81\x80\x01",  # a key that is a map
+        b"\x92\x80\x81\xa1\xff\x01",  # a key that is no UTF-8
+        b"\x92\x80\x81\xa1a\xc1",  # a code that is none
+        b"\x92\x80\x81\xa1a\xd4\x00\x00",  # an extension type
+        b"\x92\x80\x81\xa1a\xdd\xff\xff\xff\xff",  # an array without end
+        b"\x92\x80\x81\xa1a" + b"\x91" * 100 + b"\xc0",  # too deep
+    ])  # fmt: skip
+    def test_a_payload(self, still: Still, payload: bytes) -> None:
+        reader = attach(still.name, 30)
+        still.put(payload)
+        self.expect(reader, still.sid)
+
+    def test_an_element_that_is_new(self, still: Still) -> None:
+        reader = attach(still.name, 30)
+        payload = b"\x99\x80\x80" + b"\xc0" * 6 + b"\x07"
+        still.put(payload)
+        assert (reader.look_up(still.sid) or {})["request"] is None
+        assert_same(reader, still.name)
+
+
+# ---------------------------------------------------------------------------- at full speed
+
+WRITER = """
+    import os, sys, threading
+    from uuid import UUID
+    from zlib import crc32
+    from jidoka_shm import SessionManager
+
+    name, capacity, first, step = sys.argv[1], *map(int, sys.argv[2:])
+    passing, *steady = [UUID(int=first + n * step) for n in range(4)]
+    stop = threading.Event()
+
+    def wait_for_a_line():
+        sys.stdin.readline()
+        stop.set()
+
+    def maps(n):
+        text = "x" * (n % 200)
+        proof = crc32(f"{n} {text}".encode())
+        return {"metadata": {"n": n, "text": text, "proof": proof}, "llm_config": {"n": n}}
+
+    with SessionManager(name, capacity=capacity, cleanup_delay=0) as manager:
+        # It takes the place nearest to the home, and leaves it, and takes it again.
+        manager.create_session(session_id=passing)
+        for n, sid in enumerate(steady):
+            manager.create_session(pid=os.getpid(), ttl=3600, session_id=sid, **maps(n))
+        print("at work", flush=True)
+        thread = threading.Thread(target=wait_for_a_line)
+        thread.start()
+        while not stop.is_set():
+            for sid in steady:
+                n += 1
+                manager.update_session(sid, status="active", **maps(n))
+            if n % 11 == 0:
+                if passing in manager:
+                    manager.terminate_session(passing)
+                else:
+                    manager.create_session(session_id=passing)
+        thread.join()
+        if passing in manager:
+            manager.terminate_session(passing)
+        while passing in manager:
+            pass
+        print("still", flush=True)
+        sys.stdin.readline()
+        manager.unlink()
+"""
+
+
+class Watch:
+    """What was read of the sessions that a writer keeps changing."""
+
+    def __init__(self, reader: Reader, steady: list[UUID]) -> None:
+        self._reader = reader
+        self._newest = {sid.bytes: 0 for sid in steady}
+        self.overlapped = 0
+
+    def look_up(self, sid: UUID) -> None:
+        """Look up a session that lives throughout."""
+        before = self._reader.change()
+        record = self._reader.look_up(sid)
+        after = self._reader.change()
+        self.overlapped += before != after or before % 2
+        assert record is not None
+        assert record["session_id"] == sid.bytes
+        self._check(record)
+
+    def list(self) -> None:
+        """List all."""
+        found = by_id(self._reader.list())
+        for key in self._newest:
+            self._check(found[key])
+        if self._reader.snapshot is not None:
+            # The writer changes one after the other, so at one moment these follow each other.
+            numbers: list[Any] = sorted(self._number(found[key]) for key in self._newest)
+            assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+    @staticmethod
+    def _number(record: Record) -> Any:  # noqa: ANN401 - an int
+        assert isinstance(record["llm_config"], dict)
+        return record["llm_config"]["n"]
+
+    def _check(self, record: Record) -> None:
+        """See that a record is whole, and no older than one seen before."""
+        n, version, metadata = self._number(record), record["version"], record["metadata"]
+        assert isinstance(version, int)
+        assert isinstance(metadata, dict)
+        assert metadata["n"] == n
+        assert metadata["proof"] == zlib.crc32(f"{n} {metadata['text']}".encode())
+        key = record["session_id"]
+        assert isinstance(key, bytes)
+        assert version >= self._newest[key]
+        self._newest[key] = version
+
+
+@pytest.mark.parametrize(("capacity", "first", "step"), [
+    pytest.param(4, 18, 19, id="one home"),
+    pytest.param(64, 5, 1 << 80, id="homes of their own"),
+])  # fmt: skip
+def test_at_full_speed(name: str, capacity: int, first: int, step: int) -> None:
+    ids = [UUID(int=first + n * step) for n in range(4)]
+    homes = {sid.int % Geometry.for_capacity(capacity, 512).index_size for sid in ids}
+    assert len(homes) == (1 if capacity == 4 else 4)
+    passing, *steady = ids
+    with Script(WRITER, name, capacity, first, step) as writer:
+        assert writer.line() == "at work"
+        reader = attach(name, 30)
+        watch = Watch(reader, steady)
+        looked_up = listed = 0
+        seen: set[bool] = set()
+        deadline = time.monotonic() + 60
+        while looked_up < 2000 or listed < 50 or watch.overlapped < 100 or len(seen) < 2:
+            assert time.monotonic() < deadline
+            for sid in steady * 10:
+                watch.look_up(sid)
+                looked_up += 1
+            seen.add(reader.look_up(passing) is not None)
+            watch.list()
+            listed += 1
+        writer.go()
+        assert writer.line() == "still"
+        assert_same(reader, name)
+        watch.list()
+        assert reader.snapshot is not None or not format_reader.ORDERED
+        assert reader.look_up(passing) is None
+        assert {record["session_id"] for record in reader.list()} == {sid.bytes for sid in steady}
+        writer.go()
+        writer.end()
+        with pytest.raises(ClosedError):
+            reader.list()
