@@ -175,21 +175,21 @@ def stop_at_line(number: int, work: Callable[[], object], stop: Callable[[], obj
         nonlocal left
         if not frame.f_code.co_filename.startswith(package):
             return None
-        if event == "line" and not leaves_with(frame):
+        if event == "line" and can_be_interrupted(frame):
             left -= 1
             if left == 0:
                 stop()
         return trace
 
-    def leaves_with(frame: FrameType) -> bool:
-        # A with statement's line comes again when its body is done. Between that and __exit__
-        # the interpreter lets no signal handler run, so nothing can be raised there.
-        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    def can_be_interrupted(frame: FrameType) -> bool:
+        # The interpreter lets no signal handler run at a bare try, nor between the body of a with
+        # statement, after which the line of the with comes again, and the call of __exit__. So it
+        # has no exception handler there either.
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
         place = (frame, frame.f_lineno)
-        if line.lstrip().startswith("with ") and place in entered:
-            return True
+        leaves = line.startswith("with ") and place in entered
         entered.add(place)
-        return False
+        return line != "try:" and not leaves
 
     before = sys.gettrace()
     sys.settrace(trace)

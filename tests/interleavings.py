@@ -116,7 +116,9 @@ class Scenario:
     def truths(self, outcome: Outcome) -> list[dict[UUID, int]]:
         """Return what was true, id by version, at each state that the reader ran beside."""
         states = self.states[outcome.first : outcome.last + 1]
-        return [{key: version for key, (version, _) in oracle(self.writer, s).items()} for s in states]
+        return [
+            {key: version for key, (version, _) in oracle(self.writer, s).items()} for s in states
+        ]
 
 
 class Crash(Scenario):
@@ -127,7 +129,12 @@ class Crash(Scenario):
     """
 
     def __init__(
-        self, first: str, script: str, kept: int, read: Callable[[Reader], object], **options: object
+        self,
+        first: str,
+        script: str,
+        kept: int,
+        read: Callable[[Reader], object],
+        **options: object,
     ) -> None:
         self.kept = kept
         super().__init__(first, script, read, **options)
@@ -315,9 +322,11 @@ def list_all(reader: Reader) -> object:
 
 def headers(reader: Reader) -> object:
     change, rows = scan_headers(reader._view.table)
-    return change is not None, {
-        UUID(bytes=bytes(row["session_id"])): int(row["version"]) for row in rows
-    }, len(rows)
+    return (
+        change is not None,
+        {UUID(bytes=bytes(row["session_id"])): int(row["version"]) for row in rows},
+        len(rows),
+    )
 
 
 def see_then_list(reader: Reader) -> object:
