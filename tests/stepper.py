@@ -59,7 +59,7 @@ def record(writer: TableWriter, script: Callable[[], object]) -> list[State]:
     """
     states = [_memory(writer)]
 
-    def step(frame: FrameType, event: str, arg: object) -> Any:  # noqa: ANN401, ARG001
+    def step(frame: FrameType, event: str, arg: object) -> Any:  # noqa: ANN401
         _append(states, _memory(writer), writer)
         return step if _traced(frame) else None
 
@@ -176,7 +176,7 @@ class Explorer:
             position += 1
             self._show(position)
 
-        def step(frame: FrameType, event: str, arg: object) -> Any:  # noqa: ANN401, ARG001
+        def step(frame: FrameType, event: str, arg: object) -> Any:  # noqa: ANN401
             nonlocal at, before
             if not _traced(frame):
                 return None
