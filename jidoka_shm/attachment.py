@@ -93,7 +93,7 @@ class Attachment:
         self._old: dict[int, Found] = {}
         # Two generations: when the young one is full it becomes the old one. Deleting a dict's
         # first key over and over instead is linear in the keys deleted before.
-        self._half = (cache_size + 1) // 2
+        self._half = max(cache_size // 2, min(cache_size, 1))
         self.listing = Listing(-1, {}, {})
 
     def look_up(self, session_id: UUID) -> Session | None:
@@ -127,7 +127,8 @@ class _Detached:
 
     def __getattr__(self, _: str) -> NoReturn:
         # Made anew each time: one exception raised again and again would grow a traceback.
-        raise self.__dict__["_raise"]
+        error = self.__dict__["_raise"]()
+        raise error
 
 
 def detached(error: type[JidokaError], *facts: object) -> Attachment:

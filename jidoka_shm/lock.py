@@ -65,7 +65,7 @@ class WriterLock:
             except BaseException:
                 self.release()
                 raise
-            self.release()
+            self._close()
             if not locked:
                 return False
 
@@ -86,13 +86,22 @@ class WriterLock:
 
     def release(self) -> None:
         """Let go. May be repeated."""
+        if self.descriptor >= 0:
+            # At once, even while a child that was just forked has not closed its copy yet.
+            segment.unlock(self.descriptor)
+        self._close()
+
+    def _close(self) -> None:
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
 
     def after_fork_in_child(self) -> None:
-        """Close the child's copy: a flock lives as long as any copy of its descriptor."""
-        self.release()
+        """Close the child's copy: a flock lives as long as any copy of its descriptor.
+
+        It is not unlocked, which would take the lock from the parent.
+        """
+        self._close()
 
 
 def make_control(name: str) -> int:

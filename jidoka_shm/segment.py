@@ -161,6 +161,21 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
+def unlock(descriptor: int) -> None:
+    """Let go of a lock at once, whatever copies of the descriptor there are."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def mode_of(descriptor: int) -> int:
+    """Return an object's mode."""
+    return os.fstat(descriptor).st_mode & 0o777
+
+
+def is_begun(descriptor: int) -> bool:
+    """Return whether an object begins with a word other than zero, as a complete one does."""
+    return any(os.pread(descriptor, 8, 0))
+
+
 def unlink(name: str) -> None:
     """Remove a name; nothing happens where there is none."""
     with contextlib.suppress(posix_ipc.ExistentialError):

@@ -881,7 +881,7 @@ WRITER = """
     import os, sys, threading
     from uuid import UUID
     from zlib import crc32
-    from jidoka_shm import SessionManager
+    from jidoka_shm import SessionManager, SessionNotFound
 
     name, capacity, first, step = sys.argv[1], *map(int, sys.argv[2:])
     passing, *steady = [UUID(int=first + n * step) for n in range(4)]
@@ -890,6 +890,12 @@ WRITER = """
     def wait_for_a_line():
         sys.stdin.readline()
         stop.set()
+
+    def end(sid):
+        try:
+            manager.terminate_session(sid)
+        except SessionNotFound:
+            pass  # it was ended before, and removed just now
 
     def maps(n):
         text = "x" * (n % 200)
@@ -910,12 +916,11 @@ WRITER = """
                 manager.update_session(sid, status="active", **maps(n))
             if n % 11 == 0:
                 if passing in manager:
-                    manager.terminate_session(passing)
+                    end(passing)
                 else:
                     manager.create_session(session_id=passing)
         thread.join()
-        if passing in manager:
-            manager.terminate_session(passing)
+        end(passing)
         while passing in manager:
             pass
         print("still", flush=True)

@@ -59,7 +59,7 @@ from jidoka_shm import manager as manager_module
 from jidoka_shm.attachment import Attachment
 from jidoka_shm.control import ControlWriter
 from jidoka_shm.layout import CONTROL_FIELDS
-from jidoka_shm.registry import Registry
+from jidoka_shm.registry import Instant, Registry
 from jidoka_shm.writer import TableWriter
 
 if TYPE_CHECKING:
@@ -279,13 +279,21 @@ def test_what_is_not_there_cannot_be_changed(manager: SessionManager) -> None:
 # ---------------------------------------------------------------------------- terminate, expire
 
 
-def test_a_terminated_session_is_visible_for_the_delay_and_gone_then(name: str) -> None:
+def test_a_terminated_session_says_why(manager: SessionManager) -> None:
+    sid = manager.create_session()
+    manager.terminate_session(str(sid), "it broke")
+    assert manager[sid].status is S.TERMINATED
+    assert manager[sid].error == "it broke"
+    other = manager.create_session()
+    manager.terminate_session(other)
+    assert manager[other].error is None
+
+
+def test_a_terminated_session_is_gone_after_the_delay_and_not_before(name: str) -> None:
     with _manager(name, cleanup_delay=0.05) as manager, SessionReader(name) as reader:
         sid = manager.create_session()
         before = time.monotonic()
-        manager.terminate_session(str(sid), "it broke")
-        assert manager[sid].status is S.TERMINATED
-        assert manager[sid].error == "it broke"
+        manager.terminate_session(sid)
         wait_until(lambda: sid not in reader)
         assert time.monotonic() - before >= 0.05
         assert sid not in manager
@@ -305,25 +313,45 @@ def test_the_first_end_is_the_one_that_counts(manager: SessionManager) -> None:
     assert _state(manager) == state
 
 
-def test_a_session_that_expires_says_so_and_goes(name: str) -> None:
-    with _manager(name, cleanup_delay=0.05) as manager, SessionReader(name) as reader:
+def test_a_session_that_expires_says_so(name: str) -> None:
+    with _manager(name) as manager, SessionReader(name) as reader:
+        before = time.monotonic()
         sid = manager.create_session(ttl=0.05)
-        assert reader[sid].status is S.INITIALIZING
         wait_until(lambda: reader[sid].status is S.TERMINATED)
+        assert time.monotonic() - before >= 0.05
         assert reader[sid].error == "expired"
+
+
+def test_a_session_that_expired_goes(name: str) -> None:
+    with _manager(name, cleanup_delay=0.01) as manager, SessionReader(name) as reader:
+        sid = manager.create_session(ttl=0.01)
         wait_until(lambda: sid not in reader)
 
 
-def test_an_update_may_move_an_expiry_either_way(name: str) -> None:
-    with _manager(name) as manager:
-        never, sooner, later = [manager.create_session(ttl=3600) for _ in range(3)]
-        manager.update_session(never, ttl=0.01)
-        manager.update_session(never, ttl=None)
-        manager.update_session(later, ttl=0.01)
-        manager.update_session(later, ttl=60)
-        manager.update_session(sooner, ttl=0.01)
-        wait_until(lambda: manager[sooner].status is S.TERMINATED)
-        assert manager[never].status is manager[later].status is S.INITIALIZING
+def test_an_update_may_move_an_expiry_either_way(
+    manager: SessionManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never, later, sooner, same = [manager.create_session(ttl=1800) for _ in range(4)]
+    manager.update_session(never, ttl=None)
+    manager.update_session(later, ttl=3600)
+    manager.update_session(sooner, ttl=600)
+    manager.update_session(same, status="active")
+
+    def ended(seconds: int) -> set[UUID]:
+        """Return what has ended so many seconds from now."""
+        ns = seconds * 10**9
+        now = Instant(time.time_ns() + ns, time.monotonic_ns() + ns)
+        monkeypatch.setattr(manager_module, "_now", lambda: now)
+        manager._expire()
+        return {session.session_id for session in manager.list_sessions("terminated")}
+
+    assert ended(500) == set()
+    assert ended(700) == {sooner}
+    assert ended(1900) == {sooner, same}
+    assert ended(3500) == {sooner, same}
+    assert ended(3700) == {same, later}
+    assert ended(10**6) == set()
+    assert list(manager) == [never]
 
 
 def test_nothing_is_cleaned_before_its_time(manager: SessionManager) -> None:
@@ -370,9 +398,8 @@ def test_an_earlier_deadline_wakes_the_thread_and_a_later_one_does_not(name: str
         assert len(wakes) == 1
         manager.terminate_session(sid)
         assert len(wakes) == 2
-        manager.create_session(ttl=0.001)
+        manager.create_session(ttl=600)
         assert len(wakes) == 3
-        wait_until(lambda: manager.count_by_status()[S.TERMINATED] == 2)
 
 
 def test_a_thousand_terminations_cost_a_wake_or_a_few(name: str) -> None:
@@ -437,7 +464,7 @@ def test_a_thousand_that_are_due_together_all_go(name: str) -> None:
         ({"wait": "1"}, TypeError),
         ({"wait": True}, TypeError),
     ],
-    ids=repr,
+    ids=lambda value: f"{value!r:.30}" if isinstance(value, dict) else "",
 )
 def test_an_option_that_cannot_be_is_refused(
     name: str, options: dict[str, Any], error: type[Exception]
