@@ -224,25 +224,26 @@ def claim(  # noqa: PLR0913 - a manager's own options
         try:
             own = Ownership(lock, mode=mode)
             if not own.control.is_complete():
-                return own, *_create(own, geometry, writer), False
+                return own, *own.create_table(geometry, writer), False
             opened = None if fresh else own.open_table()
             if opened is not None:
                 return own, *opened, True
             own.destroy()
         except BaseException:
+            _discard_incomplete(lock)
             lock.release()
             raise
         lock.release()
         fresh = False
 
 
-def _create(own: Ownership, geometry: Geometry, writer: Identity) -> tuple[Memory, TableHeader]:
-    """Make the registry's objects; a failure leaves no name behind."""
-    try:
-        return own.create_table(geometry, writer)
-    except BaseException:
-        segment.unlink(control_name(own.name))
-        raise
+def _discard_incomplete(lock: WriterLock) -> None:
+    """Remove the names of a registry whose making failed: no reader ever had it."""
+    if not segment.is_begun(lock.descriptor):
+        for name in list(segment.names()):
+            if name.startswith(f"{control_name(lock.name)}."):
+                segment.unlink(name)
+        segment.unlink(control_name(lock.name))
 
 
 def remove(name: str, *, instance: UUID | None = None) -> None:
@@ -258,7 +259,7 @@ def remove(name: str, *, instance: UUID | None = None) -> None:
     """
     lock = WriterLock(name, wait=0, open_control=find_control)
     try:
-        own = Ownership(lock, mode=0o600)
+        own = Ownership(lock, mode=segment.mode_of(lock.descriptor))
         if instance is None or own.control.instance == instance:
             own.destroy()
     finally:

@@ -27,27 +27,47 @@ def own_namespace() -> int:
 
 def identity_of(pid: int) -> Identity | None:
     """Return the identity of a process of this pid namespace, or None where it is not alive."""
-    start = _start_time(pid)
+    try:
+        start = _start_time(pid)
+    except OSError:
+        return None
     return None if start is None else Identity(pid, start, own_namespace())
 
 
 def is_alive(identity: Identity) -> bool | None:
-    """Return whether a process lives; None where it is of another pid namespace."""
+    """Return whether a process lives; None where that cannot be known.
+
+    It cannot for a process of another pid namespace, or where /proc does not show it.
+    """
     if identity.namespace != own_namespace():
         return None
-    return _start_time(identity.pid) == identity.start
+    try:
+        return _start_time(identity.pid) == identity.start
+    except OSError:
+        return None if _exists(identity.pid) else False
+
+
+def _exists(pid: int) -> bool:
+    """Return whether a pid is in use, by a signal that is not sent."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _start_time(pid: int) -> int | None:
-    """Return a process's start time in clock ticks after boot; None where it does not run.
+    """Return a process's start time in clock ticks after boot; None where it has ended.
 
     proc(5): field 22 of /proc/PID/stat. The second field, the command's name in parentheses, may
     hold spaces and parentheses itself, so the fields are counted from the last parenthesis. A
     zombie (Z) or dead (X) process runs no more.
+
+    Raises:
+        OSError: where /proc does not show it.
     """
-    try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return None
+    text = Path(f"/proc/{pid}/stat").read_bytes()
     fields = text[text.rindex(b")") + 2 :].split()
     return None if fields[0] in {b"Z", b"X"} else int(fields[19])

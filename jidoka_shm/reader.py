@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from typing import Self
 
 
+_CLOSED = "this reader is closed"
+
+
 class SessionReader(SessionReads):
     """A registry, read-only, in any process and from any thread.
 
@@ -53,6 +56,7 @@ class SessionReader(SessionReads):
             verify=check_flag("verify", verify),
         )
         self._lock = threading.Lock()
+        self._closed = False
         self._view = attach(self._name, self._options)
         forks.register(self)
 
@@ -60,10 +64,14 @@ class SessionReader(SessionReads):
         with self._lock:
             if self._view is old:
                 self._view = attach_again(self._name, old, self._options)
+            if self._closed:
+                # Closed by another thread meanwhile, which must stand.
+                self._view = detached(RegistryClosed, self._name, _CLOSED)
 
     def close(self) -> None:
         """Let go of the registry. May be repeated; reads in other threads end by themselves."""
-        self._view = detached(RegistryClosed, self._name, "this reader is closed")
+        self._closed = True
+        self._view = detached(RegistryClosed, self._name, _CLOSED)
 
     def after_fork_in_child(self) -> None:
         """Replace the lock, which a thread that is not here may hold."""
