@@ -95,4 +95,4 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name is
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return sorted({*globals(), *__all__})

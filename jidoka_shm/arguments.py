@@ -10,8 +10,8 @@ _LONGEST: Final = 100 * 365.25 * 86_400
 #: Largest pid that Linux gives out (PID_MAX_LIMIT in include/linux/threads.h).
 _LAST_PID: Final = 4 * 1024 * 1024
 
-#: The bits of a mode without which the owner could not open it again.
-_OWNERS: Final = 0o600
+#: Read and write for the owner, and nothing but reading for others.
+_MODES: Final = frozenset({0o600, 0o604, 0o640, 0o644})
 
 
 def check_seconds(name: str, value: object) -> float:
@@ -69,7 +69,7 @@ def check_mode(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         msg = "mode"
         raise _WrongTypeError(msg, value, "a file mode such as 0o600")
-    if value & ~0o666 or (value & _OWNERS) != _OWNERS:
+    if value not in _MODES:
         msg = f"mode is {value:#o}: it must be 0o600, with 0o040 or 0o004 for others to read"
         raise ValueError(msg)
     return value

@@ -125,7 +125,7 @@ TABLE_FIELDS: Final[dict[str, tuple[int, str]]] = {
 
 # ---------------------------------------------------------------------------- slots
 
-SLOT_HEADER: Final = struct.Struct("<16sQQQIIBBHIII")
+SLOT_HEADER: Final = struct.Struct("<16sQqqIIBBHIII")
 SLOT_HEADER_SIZE: Final = SLOT_HEADER.size
 #: Bytes of a slot's header that its own crc32 covers: all before it.
 SLOT_CRC_OFFSET: Final = 60
@@ -135,7 +135,7 @@ PAYLOAD_CRC_OFFSET: Final = 52
 
 #: The part of a slot's header that a look-up wants: id, version, created_at, updated_at, pid,
 #: payload_length, status.
-SLOT_HEAD: Final = struct.Struct("<16sQQQIIB")
+SLOT_HEAD: Final = struct.Struct("<16sQqqIIB")
 
 #: The same header as a numpy dtype: the columns of ``snapshot()``.
 SLOT_DTYPE: Final = np.dtype(

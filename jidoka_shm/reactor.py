@@ -7,6 +7,7 @@ earlier than that, so a thousand terminations cost one wake-up.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import selectors
 import threading
 from typing import TYPE_CHECKING, Any, Final
@@ -54,13 +55,16 @@ class Reactor:
         armed = self._armed
         if deadline is not None and (armed is None or deadline < armed):
             self._armed = deadline
-            self._loop.call_soon_threadsafe(self._arm)
+            # One that was stopped meanwhile has nothing to wake; its manager is closed.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._arm)
 
     def stop(self) -> None:
         """End the thread and wait for it; in that thread itself, end it with this callback."""
         if self._loop.is_closed():
             return
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._loop.stop)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -95,5 +99,6 @@ class Reactor:
         self.wake_at(self._turn())
 
     def _tick(self) -> None:
-        self._watch()
+        # First, so that a watch that fails is called again all the same.
         self._loop.call_later(_WATCH_INTERVAL, self._tick)
+        self._watch()

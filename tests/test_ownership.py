@@ -184,7 +184,17 @@ def test_releasing_lets_go_of_all_but_the_memory(name: str) -> None:
 # ---------------------------------------------------------------------------- half-made
 
 
-def test_a_creation_killed_at_any_line_is_followed_by_a_whole_one(name: str) -> None:
+def _list_own_names_alone(patch: pytest.MonkeyPatch, name: str) -> None:
+    """Have a registry's objects listed as if there were no others, and so in as many lines."""
+    patch.setattr(
+        segment, "names", lambda: [f"/jidoka_shm.{name}{tail}" for tail in sorted(objects_of(name))]
+    )
+
+
+def test_a_creation_killed_at_any_line_is_followed_by_a_whole_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _list_own_names_alone(monkeypatch, name)
     complete = False
     for number in itertools.count(1):
         code = in_child(lambda n=number: stop_at_line(n, lambda: _claim(name), _kill_this_process))
@@ -641,6 +651,7 @@ def test_a_destruction_killed_at_any_line_is_finished_by_the_next_claim(
             words[entry] = word
         overwrite(words[-2:], word)
 
+    _list_own_names_alone(monkeypatch, name)
     monkeypatch.setattr(seqlock, "overwrite", stop_only_at_the_ends)
     began = ended = False
     for number in itertools.count(1):
