@@ -11,7 +11,7 @@ import os
 import struct
 import time
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -25,7 +25,7 @@ CONTROL_SIZE = 4096
 MAGIC, FORMAT, GENERATION, CHANGE = 0, 1, 4, 8
 
 TABLE_HEADER = struct.Struct("<Q II 16s Q III 4x Q")
-SLOT_HEADER = struct.Struct("<16s QQQ II BB 2x I 4x I")
+SLOT_HEADER = struct.Struct("<16s Qqq II BB 2x I 4x I")
 HEADER_SIZE = 64  # of either
 
 EMPTY, MOVED, CLOSED = 0, 1, 2
@@ -55,7 +55,7 @@ ROUNDS = 1000
 ATTACHMENTS = 8
 PAUSE = 0.002
 
-Record = dict[str, object]
+Record = dict[str, Any]
 
 
 class NotFoundError(Exception):
@@ -428,7 +428,7 @@ class Unpacker:
         self._at += count
         return taken
 
-    def _number(self, form: str) -> int | float:
+    def _number(self, form: str) -> Any:  # noqa: ANN401 - an int or a float
         return struct.unpack(form, self._take(struct.calcsize(form)))[0]
 
     def _value(self, depth: int) -> object:

@@ -73,7 +73,7 @@ def fields(heading: str) -> list[Field]:
     end = 0
     for row in rows(heading):
         assert list(row) == ["offset", "width", "name", "type and unit", "written by, when"]
-        kind = re.match(r"u\d+|UUID|\d+ bytes|0|", row["type and unit"])
+        kind = re.match(r"[ui]\d+|UUID|\d+ bytes|0|", row["type and unit"])
         assert kind is not None
         field = Field(row["name"], int(row["offset"]), int(row["width"]), kind[0])
         assert field.offset == end, field
@@ -87,7 +87,7 @@ def fields(heading: str) -> list[Field]:
 
 def width_of(kind: str) -> int:
     """Return the width that a type has, in bytes."""
-    if kind.startswith("u"):
+    if kind[0] in "ui":
         return int(kind[1:]) // 8
     return 16 if kind == "UUID" else int(kind.removesuffix(" bytes"))
 
@@ -99,10 +99,10 @@ def named(found: list[Field]) -> dict[str, tuple[int, int]]:
 
 def packed(layout_: struct.Struct) -> list[tuple[int, int, str]]:
     """Return offset, width and type of each item of a packed struct, pads included."""
-    kinds = {"Q": "u64", "I": "u32", "H": "u16", "B": "u8", "16s": "UUID"}
+    kinds = {"Q": "u64", "q": "i64", "I": "u32", "H": "u16", "B": "u8", "16s": "UUID"}
     items = []
     end = 0
-    for code in re.findall(r"\d+[a-z]|[A-Z]", layout_.format):
+    for code in re.findall(r"\d+[a-z]|[A-Zq]", layout_.format):
         width = struct.calcsize(f"<{code}")
         items.append((end, width, kinds.get(code, "0")))
         end += width
@@ -167,6 +167,9 @@ class TestPage:
         expected = {name: (offset, dtype.itemsize) for name, (dtype, offset) in columns.items()}
         assert named(found) == expected
         assert [field[1:] for field in found] == packed(layout.SLOT_HEADER)
+        for name, _, _, kind in found:
+            if name != RESERVED:
+                assert columns[name][0].kind == ("V" if kind == "UUID" else kind[0]), name
         assert packed(layout.SLOT_HEAD) == packed(layout.SLOT_HEADER)[:7]
         assert [field.name for field in found[:7]] == [
             *("session_id", "version", "created_at", "updated_at"),
@@ -411,11 +414,11 @@ class TestAtRest:
             assert repr(record["metadata"]) == repr(VALUES)
             assert_same(reader, name)
 
-    def test_a_request_id(self) -> None:
+    def test_a_request_id_and_a_time_before_1970(self) -> None:
         payload = Payload(
             metadata=encode_map({}, ""), llm_config=encode_map({}, ""), request=bytes(range(16))
         )
-        session = Session(UUID(int=1), 1, SessionStatus.IDLE, None, 0, 0, payload.encode())
+        session = Session(UUID(int=1), 1, SessionStatus.IDLE, None, -1000, 0, payload.encode())
         raw = pack_slot(session)
         assert format_reader.decode_slot(raw[:64], raw[64:]) == record_of(session)
 

@@ -1356,6 +1356,29 @@ def test_one_of_many_updates_of_a_version_succeeds(manager: SessionManager) -> N
         assert sum(pool.map(update, range(40))) == 1
 
 
+def test_a_check_beside_a_change_of_another_thread_finds_nothing_wrong(
+    manager: SessionManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes: list[object] = []
+    thread = threading.Thread(target=lambda: outcomes.append(manager.check()))
+
+    def check() -> None:
+        thread.start()
+        # It has done its check, or it waits for the change to end.
+        wait_until(lambda: outcomes or _waits_for_a_lock(thread))
+
+    def commit_beside_a_check(*arguments: Any) -> None:  # noqa: ANN401 - its own
+        monkeypatch.undo()
+        check()
+        commit(*arguments)
+
+    commit = seqlock.commit
+    monkeypatch.setattr(seqlock, "commit", commit_beside_a_check)
+    manager.create_session()
+    thread.join()
+    assert outcomes == [[]]
+
+
 # ---------------------------------------------------------------------------- forks, pickles
 
 

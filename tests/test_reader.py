@@ -18,6 +18,7 @@ from support import wait_until
 
 from jidoka_shm import (
     InvalidName,
+    ReadContended,
     RegistryClosed,
     RegistryNotFound,
     SessionManager,
@@ -587,3 +588,28 @@ def test_a_reader_in_another_process_sees_each_change(name: str) -> None:
         script.close_input()
         assert script.end() == ""
     assert seen == ["[({'a': 1}, 'initializing', None)]", "[({'a': 1}, 'active', 5)]"]
+
+
+def test_a_check_beside_a_busy_writer_is_right_or_says_that_it_was_contended(name: str) -> None:
+    code = """
+        import sys, threading
+        from jidoka_shm import RegistryFull, SessionManager
+        stop = threading.Event()
+        threading.Thread(target=lambda: (sys.stdin.read(), stop.set())).start()
+        with SessionManager(sys.argv[1], capacity=16_384, cleanup_delay=0) as manager:
+            print("ready", flush=True)
+            while not stop.is_set():
+                try:
+                    manager.terminate_session(manager.create_session())
+                except RegistryFull:
+                    pass
+            manager.unlink()
+    """
+    with Script(code, name) as script:
+        assert script.line() == "ready"
+        with SessionReader(name) as reader:
+            for _ in range(2000):
+                with contextlib.suppress(ReadContended):
+                    assert reader.check() == []
+        script.close_input()
+        assert script.end() == ""
