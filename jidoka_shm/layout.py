@@ -171,6 +171,10 @@ MAX_DISTANCE: Final = 254
 #: as there are, so that a reader still copying it seldom has to retry.
 SPARE_SLOTS: Final = 16
 
+#: Bytes of each slot that only the end of a session may take: for its deadline, the word
+#: "expired" and what msgpack needs beside them. So an end always fits.
+ROOM_TO_END: Final = 32
+
 MAX_CAPACITY: Final = (1 << SLOT_BITS) - SPARE_SLOTS
 MIN_SLOT_SIZE: Final = 128
 MAX_SLOT_SIZE: Final = 1 << 24

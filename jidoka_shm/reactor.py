@@ -45,6 +45,7 @@ class Reactor:
         self._selector = selectors.DefaultSelector()
         self._loop = asyncio.SelectorEventLoop(self._selector)
         self._armed: int | None = None
+        self._asked: int | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._loop.call_later(_WATCH_INTERVAL, self._tick)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -52,12 +53,16 @@ class Reactor:
 
     def wake_at(self, deadline: int | None) -> None:
         """Have ``turn`` called at ``deadline``, unless it is called before that anyway."""
-        armed = self._armed
-        if deadline is not None and (armed is None or deadline < armed):
-            self._armed = deadline
-            # One that was stopped meanwhile has nothing to wake; its manager is closed.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._arm)
+        if deadline is None or any(
+            known is not None and known <= deadline for known in (self._armed, self._asked)
+        ):
+            return
+        # One that was stopped meanwhile has nothing to wake; its manager is closed.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._wake, deadline)
+        # Only a hint that spares wake-ups: the loop's own thread alone decides what it waits for,
+        # so no two threads can overwrite each other's deadline.
+        self._asked = deadline
 
     def stop(self) -> None:
         """End the thread and wait for it; in that thread itself, end it with this callback."""
@@ -88,15 +93,18 @@ class Reactor:
         finally:
             self._loop.close()
 
-    def _arm(self) -> None:
+    def _wake(self, deadline: int | None) -> None:
+        self._asked = None
+        if deadline is None or (self._armed is not None and self._armed <= deadline):
+            return
         if self._timer is not None:
             self._timer.cancel()
-        if self._armed is not None:
-            self._timer = self._loop.call_at(self._armed / 1e9, self._fire)
+        self._armed = deadline
+        self._timer = self._loop.call_at(deadline / 1e9, self._fire)
 
     def _fire(self) -> None:
         self._armed = None
-        self.wake_at(self._turn())
+        self._wake(self._turn())
 
     def _tick(self) -> None:
         # First, so that a watch that fails is called again all the same.

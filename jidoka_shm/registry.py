@@ -13,7 +13,13 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from .deadlines import Deadlines
-from .errors import IllegalTransition, SessionExists, SessionNotFound, VersionConflict
+from .errors import (
+    IllegalTransition,
+    RecordTooLarge,
+    SessionExists,
+    SessionNotFound,
+    VersionConflict,
+)
 from .session import MOVES, Payload, Session, SessionStatus
 
 if TYPE_CHECKING:
@@ -161,6 +167,8 @@ class Registry:
     def terminate(self, session_id: UUID, *, error: str | None, now: Instant) -> None:
         """End a session; it stays visible as terminated for the cleanup delay.
 
+        An ``error`` too long for what is left of the slot is cut to that.
+
         Raises:
             SessionNotFound: where it is not there. One that is visible as terminated stays as is.
         """
@@ -168,7 +176,13 @@ class Registry:
         if session.status is not SessionStatus.TERMINATED:
             changes = {"error": error, "deadline": now.monotonic + self._cleanup_delay}
             status = SessionStatus.TERMINATED
-            self._replace(entry, session, now, changes, status=status, pid=session.pid)
+            try:
+                self._replace(entry, session, now, changes, status=status, pid=session.pid)
+            except RecordTooLarge as large:
+                # The end must succeed; its reason is what can be shortened.
+                kept = (error or "").encode()[: large.limit - large.size]
+                changes["error"] = kept.decode(errors="ignore")
+                self._replace(entry, session, now, changes, status=status, pid=session.pid)
 
     # ------------------------------------------------------------------ deadlines
 

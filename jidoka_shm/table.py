@@ -105,12 +105,15 @@ class SessionTable:
                     word, found = self._read_again(entry, copy)
                 if found is not None and found[0][0] == key.to_bytes(16):
                     return entry, word, found
-            elif word != EMPTY:
+            if word in {MOVED, CLOSED}:
                 raise TableGone
             if entry == home:
                 # Within each look-up, and never remembered: an insert raises it first, so a
                 # session that was there throughout is within what is loaded here.
                 last += self.reach[home]
+                if last >= len(self.index.words):
+                    reason = f"the reach of {home} leads out of the index"
+                    raise CorruptRegistry(reason)
             if entry >= last:
                 return None
             entry += 1

@@ -15,7 +15,8 @@ import numpy as np
 
 from . import seqlock
 from .errors import RecordTooLarge, RegistryFull
-from .layout import EMPTY, MAX_DISTANCE, SLOT_MASK, SPARE_SLOTS, Geometry, index_word
+from .layout import EMPTY, MAX_DISTANCE, ROOM_TO_END, SLOT_MASK, SPARE_SLOTS, Geometry, index_word
+from .session import SessionStatus
 from .slots import pack_slot
 from .table import SessionTable
 
@@ -103,8 +104,11 @@ class TableWriter(SessionTable):
 
     def _pack(self, session: Session) -> bytes:
         packed = pack_slot(session)
-        if len(packed) > self.geometry.slot_size:
-            raise RecordTooLarge(len(packed), self.geometry.slot_size)
+        limit = self.geometry.slot_size
+        if session.status is not SessionStatus.TERMINATED:
+            limit -= ROOM_TO_END
+        if len(packed) > limit:
+            raise RecordTooLarge(len(packed), limit)
         return packed
 
     def _commit(self, entry: int, version: int, packed: bytes) -> None:

@@ -365,7 +365,9 @@ def test_nothing_is_cleaned_before_its_time(manager: SessionManager) -> None:
 
 def test_a_deadline_that_meets_damage_keeps_no_other_from_being_met(name: str) -> None:
     with _manager(name) as manager:
-        damaged, sound = manager.create_session(ttl=0.05), manager.create_session(ttl=0.1)
+        # Ids that are no neighbours, or damage to the one would be in the way to the other.
+        damaged = manager.create_session(ttl=0.05, session_id=UUID(int=1))
+        sound = manager.create_session(ttl=0.1, session_id=UUID(int=50))
         table = manager._registry.table
         place = table.slots.offset(table.look_up(damaged)[1] & 0xFFFFFF)  # type: ignore[index]
         # A payload that is longer than its slot.
