@@ -57,12 +57,13 @@ class Reactor:
             known is not None and known <= deadline for known in (self._armed, self._asked)
         ):
             return
+        # Only a hint that spares wake-ups: the loop's own thread alone decides what it waits for,
+        # so no two threads can overwrite each other's deadline. Before the call, or it could be
+        # set after the loop has come to it and gone by, and then stand for nothing.
+        self._asked = deadline
         # One that was stopped meanwhile has nothing to wake; its manager is closed.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._wake, deadline)
-        # Only a hint that spares wake-ups: the loop's own thread alone decides what it waits for,
-        # so no two threads can overwrite each other's deadline.
-        self._asked = deadline
 
     def stop(self) -> None:
         """End the thread and wait for it; in that thread itself, end it with this callback."""
@@ -109,4 +110,6 @@ class Reactor:
     def _tick(self) -> None:
         # First, so that a watch that fails is called again all the same.
         self._loop.call_later(_WATCH_INTERVAL, self._tick)
+        # An exception between a hint and its call would leave it standing for nothing.
+        self._asked = None
         self._watch()
