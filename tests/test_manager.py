@@ -58,7 +58,7 @@ from jidoka_shm import (
 from jidoka_shm import manager as manager_module
 from jidoka_shm.attachment import Attachment
 from jidoka_shm.control import ControlWriter
-from jidoka_shm.layout import CONTROL_FIELDS
+from jidoka_shm.layout import CONTROL_FIELDS, ROOM_TO_END
 from jidoka_shm.registry import Instant, Registry
 from jidoka_shm.writer import TableWriter
 
@@ -167,12 +167,36 @@ def test_a_record_that_is_too_large_is_refused(manager: SessionManager) -> None:
         lambda: manager.create_session({"a": "x" * 500}),
         lambda: manager.update_session(sid, metadata={"a": "x" * 500}),
         lambda: manager.update_session(sid, llm_config={"a": "x" * 500}),
-        lambda: manager.terminate_session(sid, error="x" * 500),
     ):
         with pytest.raises(RecordTooLarge) as caught:
             call()
-        assert caught.value.limit == 512 < caught.value.size
+        assert caught.value.limit == 512 - ROOM_TO_END < caught.value.size
         assert _state(manager) == state
+
+
+@pytest.mark.parametrize("error", ["x" * 500, "é" * 500, "x" * 100_000, None, "x"])
+@pytest.mark.parametrize("expires", [False, True])
+def test_a_session_that_fills_its_slot_ends_all_the_same(
+    name: str, error: str | None, *, expires: bool
+) -> None:
+    with _manager(name, capacity=300, slot_size=256) as manager:
+        for size in range(300):
+            try:
+                sid = manager.create_session({"a": "x" * size})
+            except RecordTooLarge:
+                break
+            largest = sid
+        if expires:
+            manager.update_session(largest, status="active")
+            now = Instant(time.time_ns(), time.monotonic_ns())
+            manager._registry.terminate(largest, error="expired", now=now)
+        else:
+            manager.terminate_session(largest, error)
+        session = manager[largest]
+        assert session.status is S.TERMINATED
+        assert session.metadata == {"a": "x" * (size - 1)}
+        assert ("expired" if expires else error or "").startswith(session.error or "")
+        assert manager.check() == []
 
 
 # ---------------------------------------------------------------------------- update
@@ -1281,35 +1305,35 @@ def test_an_interrupt_in_mid_change_is_repaired_by_the_next_call(
         assert manager._registry.table.free_slots == 64 + 16 - len(manager)
 
 
-def test_an_interrupt_before_any_line_of_a_change_is_repaired(name: str) -> None:
+@pytest.mark.parametrize("call", ["create", "update", "terminate"])
+def test_an_interrupt_before_any_line_of_a_change_is_repaired(name: str, call: str) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    with _manager(name, capacity=1000, cleanup_delay=0.001) as manager:
+    with _manager(name, capacity=100, cleanup_delay=0.001) as manager:
+        calls: dict[str, Callable[[UUID], object]] = {
+            "create": lambda _: manager.create_session({"new": True}, ttl=3600),
+            "update": lambda sid: manager.update_session(sid, status="active", ttl=1800),
+            "terminate": manager.terminate_session,
+        }
         for number in itertools.count(1):
-            sids = [manager.create_session({"number": number}, ttl=3600) for _ in range(2)]
-            calls: list[Callable[[], object]] = [
-                lambda: manager.create_session({"new": True}, ttl=3600),
-                lambda sids=sids: manager.update_session(sids[0], status="active", ttl=1800),
-                lambda sids=sids: manager.terminate_session(sids[1]),
-            ]
-            interrupted = 0
-            for call in calls:
-                try:
-                    stop_at_line(number, call, interrupt)
-                except KeyboardInterrupt:
-                    interrupted += 1
-            # None of them is lost or half-done, whichever way it went.
-            assert manager[sids[0]].metadata == {"number": number}
-            for sid in [*manager]:
+            sid, other = [manager.create_session({"number": number}) for _ in range(2)]
+            try:
+                stop_at_line(number, lambda sid=sid: calls[call](sid), interrupt)
+            except KeyboardInterrupt:
+                interrupted = True
+            else:
+                interrupted = False
+            # Nothing is lost or half-done, whichever way it went, and all that is to go goes.
+            assert manager[other].metadata == {"number": number}
+            for each in [*manager]:
                 with contextlib.suppress(SessionNotFound):  # it was ended before, and is gone
-                    manager.terminate_session(sid)
+                    manager.terminate_session(each)
             assert manager.check() == []
             wait_until(lambda: len(manager) == 0, seconds=5)
             if not interrupted:
                 break
         assert number > 50
-        assert manager.check() == []
 
 
 # ---------------------------------------------------------------------------- threads

@@ -183,7 +183,6 @@ def test_it_watches_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     driven = Driven()
     wait_until(lambda: driven.watches > 3)
     driven.reactor.stop()
-    assert driven.turns == []
 
 
 def test_a_watch_that_fails_is_called_again(

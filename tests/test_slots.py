@@ -1,0 +1,390 @@
+"""Slots: what was packed is copied out whole, and a verified copy takes nothing else for it."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from support import INSTANCE
+from tables import json_maps
+
+from jidoka_shm.layout import (
+    PAYLOAD_CRC_OFFSET,
+    SLOT_CRC_OFFSET,
+    SLOT_DTYPE,
+    SLOT_HEADER_SIZE,
+    SLOT_MASK,
+    Geometry,
+    index_word,
+)
+from jidoka_shm.session import STATUS_OF_CODE, Session, SessionStatus
+from jidoka_shm.slots import DAMAGED, Slots, make_session, pack_slot
+
+if TYPE_CHECKING:
+    from jidoka_shm.slots import Copy
+
+GEOMETRY = Geometry.for_capacity(1, 256)
+SLOT = 3
+VERSION = 9
+WORD = index_word(VERSION, SLOT)
+START = GEOMETRY.slots_offset + SLOT * GEOMETRY.slot_size
+SESSION = Session.make(
+    session_id=INSTANCE,
+    status="idle",
+    pid=4242,
+    created_at="2026-01-02T03:04:05.000006+00:00",
+    metadata={"task": "a", "tags": ["b", None, 1.5]},
+    llm_config={"model": "m"},
+    error="over",
+    version=VERSION,
+)
+PACKED = pack_slot(SESSION)
+
+PLAIN = ("copy_head", "copy_whole", "copy_row")
+VERIFIED = ("copy_head_verified", "copy_whole_verified", "copy_row_verified")
+COPIES = (*PLAIN, *VERIFIED)
+
+LENGTH_OFFSET = SLOT_DTYPE.fields["payload_length"][1]
+MARKER = 0xEE
+
+
+def _slots(packed: bytes = PACKED) -> Slots:
+    """Return slots that hold ``packed`` at SLOT and the marker in all others."""
+    memory = bytearray([MARKER]) * GEOMETRY.size
+    memory[START : START + GEOMETRY.slot_size] = packed.ljust(GEOMETRY.slot_size, b"\0")
+    return Slots(memory, GEOMETRY)
+
+
+def _with_crcs(raw: bytes, length: int | None = None) -> bytes:
+    """Return a whole slot with the crcs that make it sound, and its payload's length set."""
+    slot = bytearray(raw.ljust(GEOMETRY.slot_size, b"\0"))
+    if length is not None:
+        slot[LENGTH_OFFSET : LENGTH_OFFSET + 4] = length.to_bytes(4, "little")
+    (size,) = struct.unpack_from("<I", slot, LENGTH_OFFSET)
+    payload = slot[SLOT_HEADER_SIZE : SLOT_HEADER_SIZE + size]
+    struct.pack_into("<I", slot, PAYLOAD_CRC_OFFSET, zlib.crc32(payload))
+    struct.pack_into("<I", slot, SLOT_CRC_OFFSET, zlib.crc32(slot[:SLOT_CRC_OFFSET]))
+    return bytes(slot)
+
+
+def _copy(slots: Slots, name: str, word: int = WORD) -> Copy:
+    return getattr(slots, name)(word)
+
+
+def _is_original(name: str, copy: Copy) -> bool:
+    return copy is not DAMAGED and copy == _copy(_slots(), name)
+
+
+# ---------------------------------------------------------------------------- sound slots
+
+
+def test_the_header_holds_the_sessions_fields() -> None:
+    row = np.frombuffer(PACKED, SLOT_DTYPE, 1)[0]
+    names = ("version", "created_at", "updated_at", "pid", "payload_length", "status", "flags")
+    made = 1_767_323_045_000_006_000
+    assert row["session_id"].tobytes() == INSTANCE.bytes
+    assert [row[name].item() for name in names] == [
+        VERSION,
+        made,
+        made,
+        4242,
+        len(SESSION._payload),
+        3,
+        0,
+    ]
+
+
+def test_the_crc_of_the_payload_is_its_crc32() -> None:
+    row = np.frombuffer(PACKED, SLOT_DTYPE, 1)[0]
+    assert row["payload_crc"] == zlib.crc32(PACKED[SLOT_HEADER_SIZE:])
+
+
+def test_the_crc_of_the_header_is_the_crc32_of_all_before_it() -> None:
+    row = np.frombuffer(PACKED, SLOT_DTYPE, 1)[0]
+    assert row["header_crc"] == zlib.crc32(PACKED[:SLOT_CRC_OFFSET])
+
+
+def test_the_payload_follows_the_header() -> None:
+    assert PACKED[SLOT_HEADER_SIZE:] == SESSION._payload
+
+
+HEAD = (
+    INSTANCE.bytes,
+    VERSION,
+    SESSION._created,
+    SESSION._updated,
+    4242,
+    len(SESSION._payload),
+    3,
+)
+
+
+@pytest.mark.parametrize("name", ["copy_head", "copy_head_verified"])
+def test_a_head_comes_with_an_empty_payload(name: str) -> None:
+    assert _copy(_slots(), name) == (HEAD, b"")
+
+
+@pytest.mark.parametrize("name", ["copy_whole", "copy_whole_verified"])
+def test_a_whole_copy_is_head_and_payload(name: str) -> None:
+    assert _copy(_slots(), name) == (HEAD, SESSION._payload)
+
+
+@pytest.mark.parametrize("name", ["copy_row", "copy_row_verified"])
+def test_a_row_comes_with_the_bytes_of_its_header(name: str) -> None:
+    assert _copy(_slots(), name) == (HEAD, PACKED[:SLOT_HEADER_SIZE])
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_copy_is_private(name: str) -> None:
+    slots = _slots()
+    head, raw = _copy(slots, name)
+    before = head, bytes(raw)
+    slots.memory[START : START + GEOMETRY.slot_size] = bytes(GEOMETRY.slot_size)
+    assert (head, bytes(raw)) == before
+
+
+@given(json_maps, st.sampled_from(SessionStatus), st.none() | st.integers(1, 2**22))
+def test_a_session_is_the_same_in_its_slot(
+    metadata: dict, status: SessionStatus, pid: int | None
+) -> None:
+    session = Session.make(metadata=metadata, status=status, pid=pid, version=VERSION)
+    packed = pack_slot(session)
+    geometry = Geometry.for_capacity(1, -(-len(packed) // 64) * 64 + 64)
+    slots = Slots(bytearray(geometry.size), geometry)
+    start = slots.offset(SLOT)
+    slots.memory[start : start + len(packed)] = packed
+    assert slots.inspect(WORD) == session
+
+
+@pytest.mark.parametrize("created", ["1677-09-21T00:12:44+00:00", "1969-12-31T23:59:59.999999Z"])
+def test_a_time_before_1970_is_the_same_in_its_slot(created: str) -> None:
+    session = Session.make(created_at=created, version=VERSION)
+    assert _slots(pack_slot(session)).inspect(WORD) == session
+
+
+def test_no_owner_is_pid_0_in_the_slot() -> None:
+    session = Session.make(version=VERSION)
+    slots = _slots(pack_slot(session))
+    assert slots.copy_head(WORD)[0][4] == 0
+    assert make_session(session.session_id, slots.copy_whole(WORD)).pid is None
+
+
+def test_the_headers_of_many_slots_are_copied_at_once() -> None:
+    slots = _slots()
+    slots.memory[GEOMETRY.slots_offset : GEOMETRY.slots_offset + len(PACKED)] = PACKED
+    rows = slots.copy_headers(np.array([WORD, index_word(1, 0)], np.uint64))
+    # Field by field: numpy leaves out what is between the fields.
+    assert rows.tolist() == 2 * np.frombuffer(PACKED, SLOT_DTYPE, 1).tolist()
+
+
+def test_the_copied_headers_are_private() -> None:
+    slots = _slots()
+    rows = slots.copy_headers(np.array([WORD], np.uint64))
+    slots.memory[START : START + GEOMETRY.slot_size] = bytes(GEOMETRY.slot_size)
+    assert rows["version"].tolist() == [VERSION]
+
+
+def test_slots_hold_their_memory() -> None:
+    slots = _slots()
+    # A buffer that is held cannot be resized; one that is not would be read after its end.
+    with pytest.raises(BufferError):
+        slots.memory.extend(b"\0")
+
+
+# ---------------------------------------------------------------------------- flipped bits
+
+
+@pytest.mark.parametrize("name", VERIFIED)
+def test_no_flipped_bit_of_the_header_is_verified(name: str) -> None:
+    slots = _slots()
+    for bit in range(8 * SLOT_HEADER_SIZE):
+        slots.memory[START + bit // 8] ^= 1 << bit % 8
+        assert _copy(slots, name) is DAMAGED, bit
+        slots.memory[START + bit // 8] ^= 1 << bit % 8
+
+
+def test_no_flipped_bit_of_the_payload_is_verified() -> None:
+    slots = _slots()
+    for bit in range(8 * SLOT_HEADER_SIZE, 8 * len(PACKED)):
+        slots.memory[START + bit // 8] ^= 1 << bit % 8
+        assert slots.copy_whole_verified(WORD) is DAMAGED, bit
+        slots.memory[START + bit // 8] ^= 1 << bit % 8
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_what_follows_the_payload_does_not_matter(name: str) -> None:
+    noise = bytes([MARKER]) * (GEOMETRY.slot_size - len(PACKED))
+    assert _is_original(name, _copy(_slots(PACKED + noise), name))
+
+
+@pytest.mark.parametrize("name", ["copy_head_verified", "copy_row_verified"])
+def test_a_header_is_verified_without_its_payload(name: str) -> None:
+    slots = _slots()
+    slots.memory[START + SLOT_HEADER_SIZE] ^= 1
+    assert _is_original(name, _copy(slots, name))
+
+
+@pytest.mark.parametrize("name", VERIFIED)
+def test_no_version_but_the_words_is_verified(name: str) -> None:
+    for bit in range(40):
+        assert _copy(_slots(), name, WORD ^ 1 << 24 + bit) is DAMAGED, bit
+
+
+@pytest.mark.parametrize("name", VERIFIED)
+def test_a_version_beyond_40_bits_is_verified_by_its_low_bits(name: str) -> None:
+    session = Session.make(version=(5 << 40) + VERSION)
+    assert _copy(_slots(pack_slot(session)), name) is not DAMAGED
+
+
+def test_each_flipped_bit_is_found_by_inspection() -> None:
+    slots = _slots()
+    for bit in range(8 * len(PACKED)):
+        slots.memory[START + bit // 8] ^= 1 << bit % 8
+        assert isinstance(slots.inspect(WORD), str), bit
+        slots.memory[START + bit // 8] ^= 1 << bit % 8
+
+
+# ---------------------------------------------------------------------------- any bytes
+
+
+raws = st.binary(max_size=GEOMETRY.slot_size)
+
+
+@given(raws)
+def test_a_verified_copy_of_any_bytes_is_damaged(raw: bytes) -> None:
+    slots = _slots(raw)
+    assert all(_copy(slots, name) is DAMAGED for name in VERIFIED)
+
+
+@given(raws)
+def test_a_plain_copy_of_any_bytes_is_of_those_bytes_or_damaged(raw: bytes) -> None:
+    slots, slot = _slots(raw), raw.ljust(GEOMETRY.slot_size, b"\0")
+    head, payload = slots.copy_whole(WORD)
+    assert slots.copy_row(WORD)[1] == slot[:SLOT_HEADER_SIZE]
+    assert head == DAMAGED[0] or slot[SLOT_HEADER_SIZE:].startswith(bytes(payload))
+
+
+@given(raws, st.integers(0, GEOMETRY.payload_limit), st.sampled_from([*STATUS_OF_CODE, 0, 6, 255]))
+@example(bytes(SLOT_HEADER_SIZE) + b"\x94\x80\x80\xc0\xa1\xff", 6, 1)  # no UTF-8
+@example(bytes(SLOT_HEADER_SIZE) + b"\x92" + b"\x91" * 191, 192, 1)
+@example(bytes(SLOT_HEADER_SIZE) + b"\xdd\xff\xff\xff\xff", 5, 1)
+def test_any_bytes_with_right_crcs_are_a_session_or_what_is_wrong(
+    raw: bytes, length: int, status: int
+) -> None:
+    slot = bytearray(raw.ljust(GEOMETRY.slot_size, b"\0"))
+    slot[16:24] = VERSION.to_bytes(8, "little")
+    slot[48] = status
+    found = _slots(_with_crcs(slot, length)).inspect(WORD)
+    assert isinstance(found, Session | str)
+
+
+@given(st.integers(0, GEOMETRY.slot_size - 1), st.binary(min_size=1, max_size=40))
+def test_a_slot_written_over_is_the_original_or_damaged(start: int, raw: bytes) -> None:
+    slot = bytearray(PACKED.ljust(GEOMETRY.slot_size, b"\0"))
+    slot[start : start + len(raw)] = raw
+    slots = _slots(bytes(slot[: GEOMETRY.slot_size]))
+    for name in VERIFIED:
+        copy = _copy(slots, name)
+        assert copy is DAMAGED or _is_original(name, copy)
+
+
+@given(st.integers(2**24, 2**64 - 1))
+def test_any_word_is_copied_or_damaged(word: int) -> None:
+    slots = _slots()
+    for name in VERIFIED:
+        assert _copy(slots, name, word) is DAMAGED or word == WORD
+    for name in PLAIN:
+        assert (_copy(slots, name, word) is DAMAGED) or word & SLOT_MASK < GEOMETRY.slot_count
+
+
+# ---------------------------------------------------------------------------- numbers too large
+
+
+@pytest.mark.parametrize("slot", [GEOMETRY.slot_count, GEOMETRY.slot_count + 1, SLOT_MASK])
+@pytest.mark.parametrize("name", COPIES)
+def test_a_slot_number_too_large_is_damage(name: str, slot: int) -> None:
+    assert _copy(_slots(), name, index_word(VERSION, slot)) is DAMAGED
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_slot_number_too_large_is_damage_at_version_0_too(name: str) -> None:
+    # No word has that version, but a damaged one may say so.
+    assert _copy(_slots(), name, SLOT_MASK) is DAMAGED
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_the_last_slot_is_no_damage(name: str) -> None:
+    slots = _slots()
+    last = GEOMETRY.slot_count - 1
+    start = slots.offset(last)
+    slots.memory[start : start + len(PACKED)] = PACKED
+    assert _is_original(name, _copy(slots, name, index_word(VERSION, last)))
+
+
+TOO_LONG = [GEOMETRY.payload_limit + 1, GEOMETRY.slot_size, 2**31, 2**32 - 1]
+
+
+@pytest.mark.parametrize("length", TOO_LONG)
+@pytest.mark.parametrize("name", ["copy_whole", "copy_whole_verified"])
+def test_a_length_too_large_is_damage(name: str, length: int) -> None:
+    assert _copy(_slots(_with_crcs(PACKED, length)), name) is DAMAGED
+
+
+def test_a_length_too_large_is_found_by_inspection() -> None:
+    # As long as it reaches into the neighbour, with crcs that fit what is there.
+    length = GEOMETRY.payload_limit + 8
+    slots = _slots(_with_crcs(PACKED, length))
+    payload = slots.memory[START + SLOT_HEADER_SIZE :][:length]
+    assert MARKER in payload
+    struct.pack_into("<I", slots.memory, START + PAYLOAD_CRC_OFFSET, zlib.crc32(payload))
+    header = slots.memory[START : START + SLOT_CRC_OFFSET]
+    struct.pack_into("<I", slots.memory, START + SLOT_CRC_OFFSET, zlib.crc32(header))
+    assert isinstance(slots.inspect(WORD), str)
+
+
+@pytest.mark.parametrize("name", ["copy_whole", "copy_whole_verified"])
+def test_the_largest_length_stays_inside_the_slot(name: str) -> None:
+    _, payload = _copy(_slots(_with_crcs(PACKED, GEOMETRY.payload_limit)), name)
+    assert len(payload) == GEOMETRY.payload_limit
+    assert MARKER not in payload
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_no_length_leads_out_of_the_slot(length: int) -> None:
+    slots = _slots(_with_crcs(PACKED, length))
+    for name in ("copy_whole", "copy_whole_verified"):
+        _, payload = _copy(slots, name)
+        assert MARKER not in payload
+
+
+# ---------------------------------------------------------------------------- what it holds
+
+
+@pytest.mark.parametrize("code", [0, 6, 255])
+def test_a_status_that_is_none_makes_no_session(code: int) -> None:
+    copy = (*HEAD[:6], code), b"\x92\x80\x80"
+    with pytest.raises(KeyError):
+        make_session(UUID(int=1), copy)
+
+
+@pytest.mark.parametrize("code", [0, 6, 255])
+def test_a_status_that_is_none_is_found_by_inspection(code: int) -> None:
+    slot = bytearray(PACKED)
+    slot[48] = code
+    assert "no session" in _slots(_with_crcs(slot)).inspect(WORD)
+
+
+def test_a_payload_that_is_none_is_found_by_inspection() -> None:
+    slot = _with_crcs(PACKED[:SLOT_HEADER_SIZE] + b"\x05", 1)
+    assert "no session" in _slots(slot).inspect(WORD)
+
+
+def test_a_damaged_copy_is_no_session() -> None:
+    with pytest.raises(KeyError):
+        make_session(UUID(int=1), DAMAGED)
