@@ -35,15 +35,16 @@ if TYPE_CHECKING:
         WriterUnavailable,
     )
     from .handles import Sessions, Stats
-    from .manager import Recovery, SessionManager
+    from .manager import SessionManager
     from .reader import SessionReader
+    from .recovery import Recovery
     from .session import Session, SessionStatus
 
 __version__ = "0.1.0"
 
 #: Where each public name is; the errors are all in errors.py.
 _HOMES = {
-    "Recovery": "manager",
+    "Recovery": "recovery",
     "Session": "session",
     "SessionManager": "manager",
     "SessionReader": "reader",

@@ -94,6 +94,7 @@ class Attachment:
         # Two generations: when the young one is full it becomes the old one. Deleting a dict's
         # first key over and over instead is linear in the keys deleted before.
         self._half = max(cache_size // 2, min(cache_size, 1))
+        self._keeps_old = cache_size > 1
         self.listing = Listing(-1, {}, {})
 
     def look_up(self, session_id: UUID) -> Session | None:
@@ -109,7 +110,7 @@ class Attachment:
                 return None
         if self._half:
             if len(self.young) >= self._half:
-                self._old, self.young = self.young, {}
+                self._old, self.young = (self.young if self._keeps_old else {}), {}
             self.young[session_id.int] = found
         return found[2]
 

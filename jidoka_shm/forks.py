@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import weakref
 from typing import Protocol
 
@@ -24,7 +25,10 @@ def register(item: ForkAware) -> None:
 
 def _in_child() -> None:
     for item in list(_aware):
-        item.after_fork_in_child()
+        try:
+            item.after_fork_in_child()
+        except Exception:  # noqa: BLE001 - the others must still let go of their locks
+            sys.excepthook(*sys.exc_info())
 
 
 if hasattr(os, "register_at_fork"):

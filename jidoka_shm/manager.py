@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
-import time
 import weakref
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 from uuid import uuid4
 
 from msgspec import UNSET, UnsetType
 
 from . import changes, forks, ownership, processes
 from .arguments import check_flag, check_mode, check_seconds, check_whole
-from .attachment import Attachment, detached
-from .errors import (
-    ForkedHandle,
-    JidokaError,
-    ReentrantCall,
-    RegistryClosed,
-    RegistryNotFound,
-)
+from .attachment import Attachment
 from .layout import Geometry, check_name
 from .reactor import Reactor
-from .reads import SessionReads
-from .registry import Instant, Registry
+from .recovery import Recovery
+from .registry import Registry
 from .session import parse_session_id
 from .writer import TableWriter
+from .writes import SessionWrites, release
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,33 +27,14 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from .maps import Map
-    from .ownership import Ownership
     from .session import Session, SessionStatus
-    from .writer import Dropped
 
 T = TypeVar("T")
-
-_log = logging.getLogger("jidoka_shm")
 
 _CACHE_SIZE: Final = 65_536
 
 
-@dataclass(frozen=True, slots=True)
-class Recovery:
-    """What a manager took over.
-
-    Attributes:
-        kept: sessions that are there again, whole.
-        dropped: records that were damaged, and why.
-        clean: whether the last writer closed; False after a crash.
-    """
-
-    kept: int
-    dropped: tuple[Dropped, ...]
-    clean: bool
-
-
-class SessionManager(SessionReads):
+class SessionManager(SessionWrites):
     """The writer of a registry, and a reader of it like any other.
 
     All calls may come from any thread. Leaving ``with`` closes the manager and keeps the
@@ -106,11 +78,13 @@ class SessionManager(SessionReads):
         mode, fresh = check_mode(mode), check_flag("fresh", fresh)
         wait = check_seconds("wait", wait)
         self._lock = threading.RLock()
-        self._interrupted = self._close_wanted = self._closed = self._forked = False
         self._own, memory, header, found = ownership.claim(
             self._name, geometry, processes.own_identity(), mode=mode, fresh=fresh, wait=wait
         )
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._own.release)
+            if not found:
+                undo.callback(self._own.destroy)
             self._instance = header.instance
             table = TableWriter(memory, self._own.control, header.geometry)
             self._registry = Registry(table, self._own.control, cleanup_delay=delay)
@@ -119,16 +93,16 @@ class SessionManager(SessionReads):
             )
             self._own.discard_others(header.generation)
             self.recovery = self._take_over() if found else None
-            me = weakref.ref(self)
             self._reactor = Reactor(
-                f"jidoka_shm {self._name}", turn=lambda: _turn(me), watch=lambda: _watch(me)
+                f"jidoka_shm {self._name}",
+                turn=_weakly(self._expire),
+                watch=_weakly(self._watch),
             )
-        except BaseException:
-            self._own.release()
-            raise
-        self._finalizer = weakref.finalize(self, _release, self._own, self._reactor)
-        forks.register(self)
-        self._reactor.wake_at(self._registry.next_deadline())
+            undo.callback(self._reactor.stop)
+            self._finalizer = weakref.finalize(self, release, self._own, self._reactor)
+            forks.register(self)
+            self._reactor.wake_at(self._registry.next_deadline())
+            undo.pop_all()
 
     def _take_over(self) -> Recovery:
         """Make what a predecessor left this process's to write."""
@@ -137,15 +111,7 @@ class SessionManager(SessionReads):
         kept, dropped = self._registry.resume(processes.own_identity())
         control.count("takeovers")
         recovery = Recovery(kept, dropped, clean)
-        _log.log(
-            logging.WARNING if dropped else logging.INFO,
-            "took over registry %r (%s): %d sessions kept, %d damaged records dropped %s",
-            self._name,
-            "closed" if clean else "its writer died",
-            kept,
-            len(dropped),
-            list(dropped[:10]),
-        )
+        recovery.log(self._name)
         return recovery
 
     # ------------------------------------------------------------------ changes
@@ -226,118 +192,6 @@ class SessionManager(SessionReads):
         fields = changes.for_terminate(error)
         self._change(self._registry.terminate, parse_session_id(session_id), fields)
 
-    def _change(self, change: Callable[..., T], session_id: UUID, fields: dict[str, Any]) -> T:
-        """Make one change, at this moment, and see to the deadline that it may bring."""
-        self._refuse_reentry()
-        try:
-            with self._lock:
-                self._prepare()
-                try:
-                    result = change(session_id, now=_now(), **fields)
-                except JidokaError:
-                    # These are raised before the first store, so nothing was interrupted.
-                    self._interrupted = False
-                    raise
-                deadline = self._registry.next_deadline()
-                self._interrupted = False
-        finally:
-            if self._close_wanted:
-                self.close()
-        self._reactor.wake_at(deadline)
-        return result
-
-    def _refuse_reentry(self) -> None:
-        """Raise ``ReentrantCall`` in a signal handler or finalizer that runs inside a change."""
-        # The lock itself knows, and forgets however a call ends; a flag of our own could be left
-        # standing by an exception between any two of its lines. Condition relies on it too.
-        if self._lock._is_owned():  # type: ignore[attr-defined] # noqa: SLF001 - as said
-            raise ReentrantCall(self._name)
-
-    def _prepare(self) -> None:
-        """Get ready for a change; the lock is held.
-
-        Raises:
-            RegistryClosed, ForkedHandle: where the manager has let go.
-        """
-        self._view.table  # noqa: B018 - a detached view raises
-        if self._interrupted:
-            self._registry.resume(processes.own_identity())
-        # Stands until the change has ended whole: after a KeyboardInterrupt or MemoryError it is
-        # not known how far this process's own free slots and deadlines were brought.
-        self._interrupted = True
-
-    def _expire(self) -> int | None:
-        """Do what is due and return the next deadline; called by the reactor."""
-        with self._lock:
-            try:
-                self._prepare()
-            except (RegistryClosed, ForkedHandle):
-                return None
-            self._registry.expire(_now())
-            self._interrupted = False
-            return self._registry.next_deadline()
-
-    def _watch(self) -> None:
-        """Close the registry for everybody if its names were removed; called by the reactor."""
-        if self._own.is_whole():
-            return
-        with self._lock:
-            _log.error("the names of registry %r were removed: closing it", self._name)
-            self._own.revoke(self._registry.table)
-            self._let_go("its names were removed from /dev/shm")
-        self._reactor.stop()
-        self._own.release()
-
-    def _attach_again(self, old: Attachment) -> NoReturn:  # noqa: ARG002 - nothing can follow
-        raise RegistryClosed(self._name, "its table was given up")
-
-    # ------------------------------------------------------------------ the end
-
-    def close(self) -> None:
-        """Let go of the registry, which stays as it is for readers and the next manager.
-
-        May be repeated. In a signal handler or finalizer that runs inside one of the manager's
-        own calls, it is done when that call ends.
-        """
-        if self._lock._is_owned():  # type: ignore[attr-defined] # noqa: SLF001 - see above
-            self._close_wanted = True
-            return
-        with self._lock:
-            self._close_wanted = False
-            self._let_go("this manager is closed")
-        _release(self._own, self._reactor)
-
-    def unlink(self) -> None:
-        """Destroy the registry for everybody, and close. May be repeated.
-
-        Raises:
-            WriterAlreadyRunning: where this manager was closed and another has the registry now.
-            ForkedHandle: in a forked child.
-        """
-        self._refuse_reentry()
-        with self._lock:
-            if self._forked:
-                raise ForkedHandle(self._name)
-            if not self._closed:
-                self._own.destroy()
-        if self._closed:
-            with contextlib.suppress(RegistryNotFound):
-                ownership.remove(self._name, instance=self._instance)
-        self.close()
-
-    def _let_go(self, reason: str) -> None:
-        """Make every later call raise ``RegistryClosed``."""
-        if not self._closed:
-            self._closed = True
-            self._view = detached(RegistryClosed, self._name, reason)
-
-    def after_fork_in_child(self) -> None:
-        """Make every later call in the child raise ``ForkedHandle``."""
-        self._forked = self._closed = True
-        self._view = detached(ForkedHandle, self._name)
-        self._lock = threading.RLock()
-        self._finalizer.detach()
-
     def __enter__(self) -> Self:
         return self
 
@@ -355,27 +209,15 @@ class SessionManager(SessionReads):
         return f"SessionManager({self._name!r}, {self._summary()})"
 
 
-def _now() -> Instant:
-    return Instant(time.time_ns(), time.monotonic_ns())
+def _weakly(method: Callable[[], T]) -> Callable[[], T | None]:
+    """Return ``method`` as long as its object lives, then nothing.
 
+    The reactor's thread must not keep a manager alive that nobody uses any more.
+    """
+    reference = weakref.WeakMethod(method)
 
-# The reactor's thread and the finalizer must not keep a manager alive that nobody uses any more.
+    def call() -> T | None:
+        alive = reference()
+        return None if alive is None else alive()
 
-
-def _turn(manager: weakref.ref[SessionManager]) -> int | None:
-    alive = manager()
-    return None if alive is None else alive._expire()  # noqa: SLF001 - a part of it
-
-
-def _watch(manager: weakref.ref[SessionManager]) -> None:
-    alive = manager()
-    if alive is not None:
-        alive._watch()  # noqa: SLF001 - a part of it
-
-
-def _release(own: Ownership, reactor: Reactor) -> None:
-    """Let go of the thread, then of the registry. May be repeated."""
-    reactor.stop()
-    if own.is_locked():
-        own.control.retire_writer()
-        own.release()
+    return call

@@ -176,6 +176,13 @@ class Ownership:
         self._discard_tables()
         segment.unlink(control_name(self.name))
 
+    def end(self, table: SessionTable) -> None:
+        """Close the registry for everybody, whether or not its names are still there."""
+        if self.is_whole():
+            self.destroy()
+        else:
+            self.revoke(table)
+
     def revoke(self, table: SessionTable) -> None:
         """Close a registry whose names somebody removed, for everybody who still has it.
 
@@ -186,6 +193,8 @@ class Ownership:
         seqlock.overwrite(table.index.words, CLOSED)
         if self._table is not None and self._table.is_named():
             segment.unlink(table_name(self.name, self.control.generation))
+        if self.is_named():
+            segment.unlink(control_name(self.name))
 
 
 def _index(memory: Memory, geometry: Geometry) -> seqlock.Words:

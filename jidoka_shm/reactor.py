@@ -41,15 +41,19 @@ class Reactor:
         """
         self._turn = turn
         self._watch = watch
-        forks.register(self)
         self._selector = selectors.DefaultSelector()
         self._loop = asyncio.SelectorEventLoop(self._selector)
         self._armed: int | None = None
         self._asked: int | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._loop.call_later(_WATCH_INTERVAL, self._tick)
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        try:
+            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+            forks.register(self)
+            self._thread.start()
+        except BaseException:
+            self._loop.close()
+            raise
 
     def wake_at(self, deadline: int | None) -> None:
         """Have ``turn`` called at ``deadline``, unless it is called before that anyway."""
@@ -112,4 +116,5 @@ class Reactor:
         self._loop.call_later(_WATCH_INTERVAL, self._tick)
         # An exception between a hint and its call would leave it standing for nothing.
         self._asked = None
+        self._wake(self._turn())
         self._watch()

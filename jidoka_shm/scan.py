@@ -87,7 +87,7 @@ def scan_headers(table: SessionTable) -> tuple[int | None, NDArray[Any]]:
         _, copy = table.read(at, table.copy_row)
         again.append(b"" if copy is None else copy[1])
     fresh = np.frombuffer(b"".join(again), SLOT_DTYPE)
-    rows = np.concatenate([rows[~np.isin(entries, doubtful)], fresh])
+    rows = np.concatenate([rows[~np.isin(entries, doubtful)], fresh], dtype=SLOT_DTYPE)
     if atomic and seqlock.end_scan(table.change, before):
         return before, rows
     return None, _newest_rows(rows)

@@ -62,8 +62,6 @@ WEAK: Final = (
 #: or less; a reader that meets that a thousand times in a row is told instead of kept.
 TRIES: Final = 1000
 
-_private = threading.local()
-
 
 def fence() -> None:
     """Order all loads and stores before against all after, on any machine.
@@ -72,11 +70,10 @@ def fence() -> None:
     ARMv8 memory model (its ``aob`` rule, DDI 0487, B2.3). No other thread knows the lock, so this
     never waits.
     """
-    try:
-        lock = _private.lock
-    except AttributeError:
-        lock = _private.lock = threading.Lock()
-        lock.acquire()
+    # A new one each time: one that a thread kept would be left released by an exception between
+    # the last two lines, and fail for ever after.
+    lock = threading.Lock()
+    lock.acquire()
     lock.release()
     lock.acquire()
 

@@ -201,7 +201,7 @@ class SessionTable:
         slots: dict[int, int] = {}
         ids: dict[UUID, int] = {}
         reach: dict[int, int] = {}
-        for entry in np.flatnonzero(self._words).tolist():
+        for entry in np.flatnonzero(self._words.copy()).tolist():
             word = self.index.words[entry]
             if word <= CLOSED:
                 yield f"entry {entry} is {word}: the table was given up"
@@ -222,7 +222,7 @@ class SessionTable:
             if not 0 <= entry - home <= MAX_DISTANCE:
                 yield f"{_place(entry, word)}: its id's home is {home}"
             reach[home] = max(reach.get(home, 0), entry - home)
-        for home in {*reach, *np.flatnonzero(np.frombuffer(self.reach, np.uint8)).tolist()}:
+        for home in {*reach, *np.flatnonzero(np.frombuffer(bytes(self.reach), np.uint8)).tolist()}:
             if self.reach[home] != reach.get(home, 0):
                 yield f"reach of {home} is {self.reach[home]}, not {reach.get(home, 0)}"
 

@@ -49,6 +49,8 @@ ORDER = (
     "reader",
     "changes",
     "reactor",
+    "recovery",
+    "writes",
     "manager",
     "cli",
 )

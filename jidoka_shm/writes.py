@@ -1,0 +1,206 @@
+"""Writing: one change at a time, from any thread, whatever interrupts it; and how it ends.
+
+``SessionWrites`` is what a manager does under its lock. A signal handler or finalizer that comes in
+the middle of a change may read and close, and gets an error for another change; after an
+exception in the middle of one, what this process knows of the table is made anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+
+from . import ownership, processes
+from .attachment import detached
+from .errors import (
+    CorruptRegistry,
+    ForkedHandle,
+    JidokaError,
+    ReentrantCall,
+    RegistryClosed,
+    RegistryNotFound,
+)
+from .reads import SessionReads
+from .registry import Instant, Registry
+
+if TYPE_CHECKING:
+    import weakref
+    from collections.abc import Callable
+    from uuid import UUID
+
+    from .attachment import Attachment
+    from .ownership import Ownership
+    from .reactor import Reactor
+
+T = TypeVar("T")
+
+_log = logging.getLogger("jidoka_shm")
+
+_CLOSED: Final = "this manager is closed"
+
+
+class SessionWrites(SessionReads):
+    """Changes to a registry that this process owns."""
+
+    _own: Ownership
+    _registry: Registry
+    _reactor: Reactor
+    _instance: UUID
+    _finalizer: weakref.finalize[..., Any]
+    _lock: threading.RLock
+    _interrupted = False
+    _close_wanted = False
+    _closed = False
+    _released = False
+    _forked = False
+
+    def _change(self, change: Callable[..., T], session_id: UUID, fields: dict[str, Any]) -> T:
+        """Make one change, at this moment, and see to the deadline that it may bring."""
+        self._refuse_reentry()
+        try:
+            with self._lock:
+                self._prepare()
+                try:
+                    result = change(session_id, now=_now(), **fields)
+                except JidokaError:
+                    # These are raised before the first store, so nothing was interrupted.
+                    self._interrupted = False
+                    raise
+                deadline = self._registry.next_deadline()
+                self._interrupted = False
+        finally:
+            if self._close_wanted:
+                self.close()
+        self._reactor.wake_at(deadline)
+        return result
+
+    def _refuse_reentry(self) -> None:
+        """Raise ``ReentrantCall`` in a signal handler or finalizer that runs inside a change."""
+        # The lock itself knows, and forgets however a call ends; a flag of our own could be left
+        # standing by an exception between any two of its lines. Condition relies on it too.
+        if self._lock._is_owned():  # type: ignore[attr-defined] # noqa: SLF001 - as said
+            raise ReentrantCall(self._name)
+
+    def check(self) -> list[str]:
+        """Return what is wrong with the registry; as for a reader, and between two changes."""
+        with self._lock:
+            return super().check()
+
+    def _prepare(self) -> None:
+        """Get ready for a change; the lock is held.
+
+        Raises:
+            RegistryClosed, ForkedHandle: where the manager has let go.
+        """
+        self._view.table  # noqa: B018 - a detached view raises
+        if self._interrupted:
+            self._registry.resume(processes.own_identity())
+        # Stands until the change has ended whole: after a KeyboardInterrupt or MemoryError it is
+        # not known how far this process's own free slots and deadlines were brought.
+        self._interrupted = True
+
+    def _expire(self) -> int | None:
+        """Do what is due and return the next deadline; called by the reactor."""
+        with self._lock:
+            try:
+                self._prepare()
+            except (RegistryClosed, ForkedHandle):
+                return None
+            try:
+                self._registry.expire(_now())
+            except CorruptRegistry as error:
+                # One damaged record must not keep all that is due after it waiting.
+                _log.error("recovering registry %r: %s", self._name, str(error))
+                self._registry.resume(processes.own_identity())
+            self._interrupted = False
+            return self._registry.next_deadline()
+
+    def _watch(self) -> None:
+        """Close the registry for everybody if its names were removed; called by the reactor."""
+        if self._own.is_whole():
+            return
+        with self._lock:
+            if self._closed:
+                return
+            _log.error("the names of registry %r were removed: closing it", self._name)
+            self._own.end(self._registry.table)
+            self._let_go("its names were removed from /dev/shm")
+        self._reactor.stop()
+        self._own.release()
+
+    def _attach_again(self, old: Attachment) -> NoReturn:  # noqa: ARG002 - nothing can follow
+        raise RegistryClosed(self._name, "its table was given up")
+
+    # ------------------------------------------------------------------ the end
+
+    def close(self) -> None:
+        """Let go of the registry, which stays as it is for readers and the next manager.
+
+        May be repeated. In a signal handler or finalizer that runs inside one of the manager's
+        own calls, it is done when that call ends.
+        """
+        if self._lock._is_owned():  # type: ignore[attr-defined] # noqa: SLF001 - see above
+            self._close_wanted = True
+            return
+        with self._lock:
+            self._close_wanted = False
+            self._let_go(_CLOSED)
+        # Not under the lock, for which the reactor may be waiting in its own thread.
+        self._reactor.stop()
+        with self._lock:
+            # Under it, or another thread's close could say that the next manager had closed.
+            if not self._released:
+                release(self._own, self._reactor)
+                self._finalizer.detach()
+                self._released = True
+                # A closed manager that is kept must not keep the memory of its registry.
+                gone: Any = detached(RegistryClosed, self._name, _CLOSED)
+                self._own = self._registry = gone
+
+    def unlink(self) -> None:
+        """Destroy the registry for everybody, and close. May be repeated.
+
+        Raises:
+            WriterAlreadyRunning: where this manager was closed and another has the registry now.
+            ForkedHandle: in a forked child.
+        """
+        self._refuse_reentry()
+        with self._lock:
+            if self._forked:
+                raise ForkedHandle(self._name)
+            here = not self._closed
+            if here:
+                self._own.end(self._registry.table)
+                self._let_go(_CLOSED)
+        if not here:
+            with contextlib.suppress(RegistryNotFound):
+                ownership.remove(self._name, instance=self._instance)
+        self.close()
+
+    def _let_go(self, reason: str) -> None:
+        """Make every later call raise ``RegistryClosed``."""
+        if not self._closed:
+            self._closed = True
+            self._view = detached(RegistryClosed, self._name, reason)
+
+    def after_fork_in_child(self) -> None:
+        """Make every later call in the child raise ``ForkedHandle``."""
+        self._forked = self._closed = True
+        self._view = detached(ForkedHandle, self._name)
+        self._lock = threading.RLock()
+        self._finalizer.detach()
+
+
+def _now() -> Instant:
+    return Instant(time.time_ns(), time.monotonic_ns())
+
+
+def release(own: Ownership, reactor: Reactor) -> None:
+    """Let go of the thread, then of the registry. May be repeated."""
+    reactor.stop()
+    if own.is_locked():
+        own.control.retire_writer()
+        own.release()
