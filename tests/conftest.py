@@ -126,3 +126,13 @@ def _descriptors() -> dict[int, str]:
         for descriptor, target in found.items()
         if descriptor not in {tracker._fd, server._forkserver_alive_fd}
     }
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many interleavings were checked."""
+    stepper = sys.modules.get("stepper")
+    if stepper is not None and stepper.TOTALS["schedules"]:
+        terminalreporter.write_line(
+            f"{stepper.TOTALS['schedules']:,} interleavings checked, "
+            f"by {stepper.TOTALS['outcomes']:,} runs to a different end"
+        )

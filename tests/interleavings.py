@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from jidoka_shm.registry import Registry
     from jidoka_shm.writer import TableWriter
 
-_SIZE = make_writer(4, 128).geometry.index_size
+_SIZE = make_writer(4, 192).geometry.index_size
 #: X and Y share a home, so one of them lies beyond it; Z's home is where the other one may lie.
 X, Y, Z = UUID(int=2), UUID(int=2 + _SIZE), UUID(int=3)
 _NAMES = {"x": X, "y": Y, "z": Z}
@@ -86,7 +86,7 @@ class Scenario:
         verify: bool = False,
         warm: Callable[[Reader], object] = lambda _: None,
     ) -> None:
-        self.writer = make_writer(4, 128)
+        self.writer = make_writer(4, 192)
         self.writer._free = deque([0, 1, 2, 3])
         run(make_registry(self.writer), first)
         # No slot to spare but the one that any change needs: what is given back is used next.
@@ -150,7 +150,7 @@ class Crash(Scenario):
             registry.resume(ME)
             # As few free slots as before, the last one used first: the one of the killed commit.
             heir._free = deque(list(heir._free)[:1])
-            run(registry, "+x" if heir.look_up(X) is None else "x")
+            run(registry, "+x" if heir.look_up(X) is None else "x", later=10**6)
 
         return killed + record(heir, take_over)[1:]
 
@@ -181,9 +181,9 @@ def show(writer: TableWriter, state: State) -> None:
     writer.control._memory[:], writer.slots.memory[:] = state
 
 
-def run(registry: Registry, script: str) -> None:
+def run(registry: Registry, script: str, *, later: int = 0) -> None:
     """Do what a script says, each word at a moment of its own."""
-    moment = 1000 * registry.table.next_version()
+    moment = 1000 * registry.table.next_version() + later
     for word in script.split():
         moment += 1000
         key = _NAMES[word[-1]]

@@ -34,6 +34,10 @@ _PACKAGE = str(Path(jidoka_shm.__file__).parent)
 
 State = tuple[bytes, bytes]
 
+#: Interleavings that all explorers of this run stood for, and how many readers were run for them;
+#: conftest.py prints both.
+TOTALS = {"schedules": 0, "outcomes": 0}
+
 #: What the text of a line that loads live shared memory holds.
 LOADS = re.compile(
     r"words\[|reach\[|change\[|memory\[|_headers\[|_words\.copy\(|[^_]unpack\(", re.ASCII
@@ -227,10 +231,10 @@ class Explorer:
 
     def _key(self, frame: FrameType | None) -> object:
         frames = []
-        while frame is not None:
-            if _traced(frame):
-                places = tuple((k, _frozen(v)) for k, v in sorted(frame.f_locals.items()))
-                frames.append((frame.f_code.co_qualname, frame.f_lineno, places))
+        # The scenario's own frames too: what it got from a first call decides what a second may be.
+        while frame is not None and frame.f_code.co_filename != __file__:
+            places = tuple((k, _frozen(v)) for k, v in sorted(frame.f_locals.items()))
+            frames.append((frame.f_code.co_qualname, frame.f_lineno, places))
             frame = frame.f_back
         return tuple(frames), _frozen(self.memory_of_reader())
 

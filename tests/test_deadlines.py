@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jidoka_shm.deadlines import Deadlines
@@ -27,6 +27,7 @@ def _made(*items: tuple[int, int | None]) -> Deadlines:
 
 @settings(max_examples=1000)
 @given(steps)
+@example([(0, 5), (0, 6), (0, 5), ("due", 9, 5)])
 def test_the_answers_are_those_of_a_plain_dict(steps: list[tuple]) -> None:
     deadlines, model = Deadlines(), {}
     for step in steps:

@@ -24,6 +24,7 @@ from interleavings import (
     look_up_twice,
     see_then_list,
 )
+from stepper import TOTALS
 
 import jidoka_shm.writer
 
@@ -77,7 +78,8 @@ def _explore(check: object, cases: list[Scenario]) -> None:
             check(scenario, outcome)
             outcomes += 1
         schedules += scenario.explorer.schedules()
-    print(f"{schedules:,} schedules of {len(cases)} scripts, {outcomes:,} outcomes")
+    TOTALS["schedules"] += schedules
+    TOTALS["outcomes"] += outcomes
     assert schedules >= outcomes > len(cases) - 1
 
 

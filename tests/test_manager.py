@@ -56,6 +56,7 @@ from jidoka_shm import (
     seqlock,
 )
 from jidoka_shm import manager as manager_module
+from jidoka_shm import writes as writes_module
 from jidoka_shm.attachment import Attachment
 from jidoka_shm.control import ControlWriter
 from jidoka_shm.layout import CONTROL_FIELDS, ROOM_TO_END
@@ -365,7 +366,7 @@ def test_an_update_may_move_an_expiry_either_way(
         """Return what has ended so many seconds from now."""
         ns = seconds * 10**9
         now = Instant(time.time_ns() + ns, time.monotonic_ns() + ns)
-        monkeypatch.setattr(manager_module, "_now", lambda: now)
+        monkeypatch.setattr(writes_module, "_now", lambda: now)
         manager._expire()
         return {session.session_id for session in manager.list_sessions("terminated")}
 

@@ -22,6 +22,7 @@ from interleavings import (
     check_versions,
     closed_then_list,
     list_all,
+    list_see_list,
     look_up,
     look_up_twice,
     see_then_list,
@@ -38,6 +39,7 @@ VERIFIED = (look_up, check_look_up, {"verify": True})
 CACHED = (look_up, check_look_up, {"cache_size": 8, "warm": look_up})
 TWICE = (look_up_twice, check_two_look_ups, {"cache_size": 8})
 LIST = (list_all, check_list, {})
+AGAIN = (list_see_list, check_seen_then_listed, {})
 CRASH = (look_up, check_look_up, {"kill": True})
 SEEN = (see_then_list, check_seen_then_listed, {"warm": list_all})
 
@@ -129,6 +131,16 @@ CASES = [
     ),
     (
         Mutant(
+            "the word before even",
+            "seqlock",
+            "commit",
+            "words[entry] = word",
+            "change[0] = 2 * version\n    words[entry] = word",
+        ),
+        ("", "+x", *AGAIN),
+    ),
+    (
+        Mutant(
             "versions start at 1",
             "writer",
             "index_word",
@@ -211,6 +223,26 @@ CASES = [
             "return np.flatnonzero(index != index)",
         ),
         ("+x", "x x", *LIST),
+    ),
+    (
+        Mutant(
+            "a list is atomic only between two loads of one even change word",
+            "seqlock",
+            "end_scan",
+            "before == after and before % 2 == 0",
+            "before == after",
+        ),
+        ("", "+x", *AGAIN),
+    ),
+    (
+        Mutant(
+            "recovery takes its version from the change word, an odd one's as used",
+            "writer",
+            "TableWriter.resume",
+            "seqlock.last_version(self.change) + 1",
+            "self.change[0] // 2",
+        ),
+        ("+y +x", "x", *CRASH),
     ),
     (
         Mutant(

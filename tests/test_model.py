@@ -1,0 +1,244 @@
+"""The registry against a plain dict: any order of calls, crashes and look-ups, checked each step.
+
+All ids fall on three home entries of a table for eight sessions, so that probing, reaches, full
+tables and reused slots are the rule. Each step ends with ``check()`` and with the answers of two
+readers, one that was there from the beginning and one with a cache.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from interleavings import Reader
+from support import ME, at, make_registry, make_writer, successor_of
+
+from jidoka_shm.control import Identity
+from jidoka_shm.errors import (
+    IllegalTransition,
+    RecordTooLarge,
+    RegistryFull,
+    SessionExists,
+    SessionNotFound,
+    VersionConflict,
+)
+from jidoka_shm.maps import encode_map
+from jidoka_shm.registry import EXPIRED
+from jidoka_shm.session import MOVES, SessionStatus
+
+if TYPE_CHECKING:
+    from jidoka_shm.session import Session
+
+CAPACITY = 8
+DELAY = 50
+SIZE = make_writer(CAPACITY, 256).geometry.index_size
+
+ids = st.builds(lambda home, k: UUID(int=home + k * SIZE), st.integers(0, 2), st.integers(0, 4))
+statuses = st.sampled_from(SessionStatus)
+maps = st.dictionaries(st.text(max_size=3), st.integers(-(2**63), 2**64 - 1), max_size=2)
+ttls = st.none() | st.integers(1, 200)
+owners = st.none() | st.builds(Identity, st.integers(1, 9), st.integers(1, 9), st.just(7))
+large = st.just({"much": "x" * 300})
+
+
+class Model(RuleBasedStateMachine):
+    """The real rules and table, and beside them what a dict says they hold."""
+
+    verify = False
+
+    @initialize()
+    def begin(self) -> None:
+        self.now = 1000
+        self.live: dict[UUID, dict[str, object]] = {}
+        self.writer = make_writer(CAPACITY, 256)
+        self.registry = make_registry(self.writer, cleanup_delay=DELAY)
+        self.old = Reader(self.writer, cache_size=0, verify=self.verify)
+        self.cached = Reader(self.writer, cache_size=4, verify=self.verify)
+
+    def _fails(self, expected: type[Exception], call: object, *args: object, **fields: object) -> None:
+        """A call that must fail changes no word, no version and no free slot."""
+        before = (bytes(self.writer.slots.memory), self.writer.change[0], list(self.writer._free))
+        with pytest.raises(expected):
+            call(*args, now=at(self.now), **fields)
+        after = (bytes(self.writer.slots.memory), self.writer.change[0], list(self.writer._free))
+        assert after == before
+
+    @rule(key=ids, metadata=maps, config=maps, ttl=ttls, owner=owners)
+    def create(self, key, metadata, config, ttl, owner) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001
+        fields = {
+            "metadata": encode_map(metadata, "m"),
+            "llm_config": encode_map(config, "l"),
+            "ttl": ttl,
+            "owner": owner,
+        }
+        if key in self.live:
+            self._fails(SessionExists, self.registry.create, key, **fields)
+        elif len(self.live) == CAPACITY:
+            self._fails(RegistryFull, self.registry.create, key, **fields)
+        else:
+            made = self.registry.create(key, now=at(self.now), **fields)
+            self.live[key] = {
+                "status": SessionStatus.INITIALIZING,
+                "metadata": metadata,
+                "llm_config": config,
+                "pid": owner and owner.pid,
+                "error": None,
+                "deadline": None if ttl is None else self.now + ttl,
+                "version": made.version,
+                "created": self.now,
+            }
+
+    @rule(key=ids, metadata=large)
+    def create_too_large(self, key, metadata) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001
+        error = SessionExists if key in self.live else RecordTooLarge
+        if key not in self.live and len(self.live) == CAPACITY:
+            error = RegistryFull
+        fields = {"metadata": encode_map(metadata, "m"), "llm_config": encode_map(None, "l")}
+        self._fails(error, self.registry.create, key, ttl=None, owner=None, **fields)
+
+    @rule(key=ids, status=statuses, metadata=st.none() | maps, owner=st.none() | owners, right=st.booleans())
+    def update(self, key, status, metadata, owner, right: bool) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001
+        known = self.live.get(key)
+        fields: dict[str, object] = {"status": status, "owner": owner}
+        if metadata is not None:
+            fields["metadata"] = encode_map(metadata, "m")
+        if known is None or known["status"] is SessionStatus.TERMINATED:
+            self._fails(SessionNotFound, self.registry.update, key, **fields)
+        elif not right:
+            fields["expected_version"] = known["version"] + 1
+            self._fails(VersionConflict, self.registry.update, key, **fields)
+        elif status is not known["status"] and status not in MOVES[known["status"]]:
+            self._fails(IllegalTransition, self.registry.update, key, **fields)
+        else:
+            fields["expected_version"] = known["version"]
+            made = self.registry.update(key, now=at(self.now), **fields)
+            known |= {"status": status, "pid": owner and owner.pid, "version": made.version}
+            if metadata is not None:
+                known["metadata"] = metadata
+            if status is SessionStatus.TERMINATED:
+                known["deadline"] = self.now + DELAY
+
+    @rule(key=ids, ttl=ttls)
+    def heartbeat(self, key, ttl) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001
+        known = self.live.get(key)
+        if known is not None and known["status"] is not SessionStatus.TERMINATED:
+            made = self.registry.update(key, ttl=ttl, now=at(self.now))
+            known |= {
+                "deadline": None if ttl is None else self.now + ttl,
+                "version": made.version,
+            }
+
+    @rule(key=ids, error=st.none() | st.text(max_size=5) | st.just("e" * 400))
+    def terminate(self, key, error) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001
+        known = self.live.get(key)
+        if known is None:
+            self._fails(SessionNotFound, self.registry.terminate, key, error=error)
+            return
+        self.registry.terminate(key, error=error, now=at(self.now))
+        if known["status"] is not SessionStatus.TERMINATED:
+            known |= {
+                "status": SessionStatus.TERMINATED,
+                "error": error,
+                "deadline": self.now + DELAY,
+                "version": self.writer.change[0] // 2,
+            }
+
+    @rule(step=st.integers(0, 120))
+    def time_goes_on(self, step: int) -> None:
+        self.now += step
+        self.registry.expire(at(self.now))
+        for key, known in list(self.live.items()):
+            if known["deadline"] is None or known["deadline"] > self.now:
+                continue
+            if known["status"] is SessionStatus.TERMINATED:
+                del self.live[key]
+            else:
+                known |= {
+                    "status": SessionStatus.TERMINATED,
+                    "error": EXPIRED,
+                    "deadline": self.now + DELAY,
+                    "version": None,
+                }
+
+    @precondition(lambda self: self.live)
+    @rule()
+    def another_writer(self) -> None:
+        """The writer is gone at rest; the next one takes up what is there, deadlines too."""
+        self.writer = successor_of(self.writer)
+        self.registry = make_registry(self.writer, cleanup_delay=DELAY)
+        assert self.registry.resume(ME) == (len(self.live), ())
+
+    @rule(key=ids)
+    def a_look_up_of_one(self, key: UUID) -> None:
+        known = self.live.get(key)
+        for reader in (self.old, self.cached):
+            found = reader.get(key)
+            assert (found is None) == (known is None)
+            assert (key in reader) == (known is not None)
+            if found is not None:
+                self._same(found, known)
+                assert reader.get_session_status(key) is known["status"]
+
+    @invariant()
+    def nothing_is_out_of_order(self) -> None:
+        assert self.writer.check() == []
+        for reader in (self.old, self.cached):
+            assert reader.check() == []
+            listed = {session.session_id: session for session in reader.values()}
+            assert listed.keys() == self.live.keys()
+            for key, session in listed.items():
+                self._same(session, self.live[key])
+            assert len(reader) == len(self.live) == len(reader.snapshot())
+            assert sum(reader.count_by_status().values()) == len(self.live)
+
+    @invariant()
+    def the_next_deadline_is_the_earliest(self) -> None:
+        known = [known["deadline"] for known in self.live.values()]
+        expected = min((when for when in known if when is not None), default=None)
+        assert self.registry.next_deadline() == expected
+
+    def _same(self, session: Session, known: dict[str, object]) -> None:
+        assert session.status is known["status"]
+        assert session.metadata == known["metadata"]
+        assert session.llm_config == known["llm_config"]
+        assert session.pid == known["pid"]
+        assert session._created == at(known["created"]).wall // 1000 * 1000
+        if known["version"] is not None:
+            assert session.version == known["version"]
+        error = known["error"]
+        if error is not None and len(error) > 300:
+            assert session.error
+            assert error.startswith(session.error)
+        else:
+            assert session.error == error
+
+
+class VerifiedModel(Model):
+    """The same with readers that compute the crcs."""
+
+    verify = True
+
+
+@pytest.mark.parametrize("model", [Model, VerifiedModel])
+def test_the_registry_behaves_as_a_dict(model: type[Model]) -> None:
+    run_state_machine_as_test(
+        model,
+        settings=settings(
+            max_examples=150,
+            stateful_step_count=40,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -1,0 +1,780 @@
+"""The rules: each change commits one version or changes nothing; deadlines are monotonic."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import ME, at, make_registry, make_writer, successor_of
+from tables import state_of
+
+from jidoka_shm.control import Identity
+from jidoka_shm.errors import (
+    IllegalTransition,
+    RecordTooLarge,
+    RegistryFull,
+    SessionExists,
+    SessionNotFound,
+    VersionConflict,
+)
+from jidoka_shm.layout import ROOM_TO_END, SLOT_HEADER_SIZE
+from jidoka_shm.maps import encode_map
+from jidoka_shm.registry import Instant, Registry
+from jidoka_shm.session import MOVES, Session, SessionStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+INITIALIZING, ACTIVE, IDLE, TERMINATING, TERMINATED = SessionStatus
+
+#: How to bring a new session to each status.
+ROUTES = {
+    INITIALIZING: (),
+    ACTIVE: (ACTIVE,),
+    IDLE: (ACTIVE, IDLE),
+    TERMINATING: (TERMINATING,),
+    TERMINATED: (TERMINATED,),
+}
+LIVE = [INITIALIZING, ACTIVE, IDLE, TERMINATING]
+
+OWNER = Identity(5000, 99, 4026532000)
+YEAR = 365 * 86_400 * 10**9
+DELAY = 50
+
+
+def _map(value: dict | None) -> object:
+    return encode_map(value, "metadata")
+
+
+@pytest.fixture
+def registry() -> Registry:
+    return make_registry(make_writer(), cleanup_delay=DELAY)
+
+
+def _create(
+    registry: Registry,
+    key: int,
+    now: Instant = at(0),  # noqa: B008 - a value
+    *,
+    metadata: dict | None = None,
+    **fields: object,
+) -> Session:
+    fields = {"owner": None, "ttl": None, "llm_config": _map(None)} | fields
+    return registry.create(UUID(int=key), metadata=_map(metadata), now=now, **fields)
+
+
+def _come_to(registry: Registry, key: int, status: SessionStatus) -> None:
+    _create(registry, key)
+    for step in ROUTES[status]:
+        registry.update(UUID(int=key), status=step, now=at(0))
+
+
+def _get(registry: Registry, key: int) -> Session | None:
+    found = registry.table.look_up(UUID(int=key))
+    return None if found is None else found[2]
+
+
+def _resumed(registry: Registry) -> Registry:
+    """Return the rules of a next writer that has taken the table up."""
+    fresh = make_registry(successor_of(registry.table), cleanup_delay=DELAY)
+    fresh.resume(ME)
+    return fresh
+
+
+# ---------------------------------------------------------------------------- create
+
+
+def test_a_new_session_is_what_was_given(registry: Registry) -> None:
+    made = _create(registry, 5, at(7000), metadata={"a": 1}, llm_config=_map({"b": 2}), owner=OWNER)
+    assert (made.session_id, made.status, made.pid) == (UUID(int=5), INITIALIZING, 5000)
+    assert (made.metadata, made.llm_config) == ({"a": 1}, {"b": 2})
+    assert (made.error, made.expires_at) == (None, None)
+
+
+def test_a_new_session_can_be_found(registry: Registry) -> None:
+    made = _create(registry, 5)
+    assert _get(registry, 5) == made
+    assert registry.table.check() == []
+
+
+def test_a_new_session_was_created_and_updated_now(registry: Registry) -> None:
+    made = _create(registry, 5, Instant(1_700_000_000_123_456_789, 0))
+    assert made.created_at == datetime(2023, 11, 14, 22, 13, 20, 123_456, tzinfo=UTC)
+    assert made.updated_at == made.created_at
+
+
+def test_a_new_session_has_the_next_version(registry: Registry) -> None:
+    assert [_create(registry, key).version for key in range(3)] == [1, 2, 3]
+
+
+def test_the_owner_is_kept_with_what_tells_it_apart(registry: Registry) -> None:
+    payload = _create(registry, 5, owner=OWNER).payload()
+    assert (payload.owner_start, payload.owner_namespace) == (99, 4026532000)
+
+
+def test_what_is_not_known_of_an_owner_is_left_out(registry: Registry) -> None:
+    payload = _create(registry, 5, owner=Identity(5000, 0, 0)).payload()
+    assert (payload.owner_start, payload.owner_namespace) == (None, None)
+
+
+def test_an_id_that_is_visible_is_taken(registry: Registry) -> None:
+    _create(registry, 5)
+    with pytest.raises(SessionExists) as caught:
+        _create(registry, 5)
+    assert caught.value.session_id == UUID(int=5)
+
+
+def test_an_id_is_taken_while_it_is_visible_as_terminated(registry: Registry) -> None:
+    _come_to(registry, 5, TERMINATED)
+    with pytest.raises(SessionExists):
+        _create(registry, 5)
+
+
+def test_an_id_is_free_again_once_its_session_is_gone(registry: Registry) -> None:
+    _come_to(registry, 5, TERMINATED)
+    registry.expire(at(DELAY))
+    assert _create(registry, 5).status is INITIALIZING
+
+
+# ---------------------------------------------------------------------------- update
+
+
+def test_what_is_not_given_stays(registry: Registry) -> None:
+    made = _create(registry, 5, metadata={"a": 1}, llm_config=_map({"b": 2}), owner=OWNER, ttl=90)
+    changed = registry.update(UUID(int=5), now=at(1000))
+    differing = {"updated_at", "version"}
+    before, after = made.to_dict(), changed.to_dict()
+    assert {name for name in before if before[name] != after[name]} == differing
+    assert bytes(changed._payload) == bytes(made._payload)
+
+
+def test_an_update_returns_what_can_be_found(registry: Registry) -> None:
+    _create(registry, 5)
+    changed = registry.update(UUID(int=5), metadata=_map({"a": 1}), now=at(0))
+    assert _get(registry, 5) == changed
+
+
+def test_an_update_is_later_and_creation_stays(registry: Registry) -> None:
+    made = _create(registry, 5, at(1000))
+    changed = registry.update(UUID(int=5), now=at(61_789))
+    assert changed.created_at == made.created_at
+    assert changed.updated_at - made.updated_at == timedelta(microseconds=60)
+
+
+def test_an_update_has_the_next_version(registry: Registry) -> None:
+    _create(registry, 5)
+    assert [registry.update(UUID(int=5), now=at(0)).version for _ in range(3)] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["metadata", "llm_config"])
+def test_a_map_replaces_the_whole_map(registry: Registry, name: str) -> None:
+    both = _map({"a": 1, "b": 2})
+    registry.create(UUID(int=5), metadata=both, llm_config=both, owner=None, ttl=None, now=at(0))
+    changed = registry.update(UUID(int=5), **{name: _map({"c": 3})}, now=at(0))
+    other = {"metadata": "llm_config", "llm_config": "metadata"}[name]
+    assert getattr(changed, name) == {"c": 3}
+    assert getattr(changed, other) == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize("name", ["metadata", "llm_config"])
+def test_none_clears_a_map(registry: Registry, name: str) -> None:
+    _create(registry, 5, metadata={"a": 1}, llm_config=_map({"a": 1}))
+    assert getattr(registry.update(UUID(int=5), **{name: _map(None)}, now=at(0)), name) == {}
+
+
+def test_an_owner_takes_the_place_of_another(registry: Registry) -> None:
+    _create(registry, 5, owner=OWNER)
+    changed = registry.update(UUID(int=5), owner=Identity(6000, 11, 12), now=at(0))
+    payload = changed.payload()
+    assert (changed.pid, payload.owner_start, payload.owner_namespace) == (6000, 11, 12)
+
+
+def test_none_clears_the_owner_with_all_that_told_it_apart(registry: Registry) -> None:
+    _create(registry, 5, owner=OWNER)
+    changed = registry.update(UUID(int=5), owner=None, now=at(0))
+    payload = changed.payload()
+    assert (changed.pid, payload.owner_start, payload.owner_namespace) == (None, None, None)
+
+
+def test_the_owner_stays_with_all_that_tells_it_apart(registry: Registry) -> None:
+    _create(registry, 5, owner=OWNER)
+    changed = registry.update(UUID(int=5), status=ACTIVE, metadata=_map({"a": 1}), now=at(0))
+    payload = changed.payload()
+    assert (changed.pid, payload.owner_start, payload.owner_namespace) == (5000, 99, 4026532000)
+
+
+def test_the_expected_version_is_the_sessions_own(registry: Registry) -> None:
+    _create(registry, 1)
+    made = _create(registry, 5)
+    assert registry.update(UUID(int=5), expected_version=made.version, now=at(0)).version == 3
+
+
+@pytest.mark.parametrize("expected", [0, 1, 3, 2**64])
+def test_another_version_is_a_conflict(registry: Registry, expected: int) -> None:
+    _create(registry, 1)
+    _create(registry, 5)
+    with pytest.raises(VersionConflict) as caught:
+        registry.update(UUID(int=5), expected_version=expected, now=at(0))
+    assert caught.value.args == (UUID(int=5), expected, 2)
+
+
+def test_a_version_is_expected_before_a_move_is_judged(registry: Registry) -> None:
+    _create(registry, 5)
+    with pytest.raises(VersionConflict):
+        registry.update(UUID(int=5), expected_version=9, status=IDLE, now=at(0))
+
+
+# ---------------------------------------------------------------------------- moves
+
+
+@pytest.mark.parametrize("requested", SessionStatus)
+@pytest.mark.parametrize("current", LIVE)
+def test_a_status_moves_as_the_table_says(
+    registry: Registry, current: SessionStatus, requested: SessionStatus
+) -> None:
+    _come_to(registry, 5, current)
+    if requested is current or requested in MOVES[current]:
+        assert registry.update(UUID(int=5), status=requested, now=at(0)).status is requested
+    else:
+        with pytest.raises(IllegalTransition) as caught:
+            registry.update(UUID(int=5), status=requested, now=at(0))
+        allowed = tuple(status.value for status in MOVES[current])
+        facts = (UUID(int=5), current.value, requested.value, allowed)
+        assert caught.value.args == facts
+
+
+@pytest.mark.parametrize("requested", SessionStatus)
+def test_no_status_follows_the_last_one(registry: Registry, requested: SessionStatus) -> None:
+    _come_to(registry, 5, TERMINATED)
+    with pytest.raises(SessionNotFound):
+        registry.update(UUID(int=5), status=requested, now=at(0))
+
+
+@pytest.mark.parametrize("status", LIVE)
+def test_the_same_status_again_is_a_heartbeat(registry: Registry, status: SessionStatus) -> None:
+    _come_to(registry, 5, status)
+    before = _get(registry, 5)
+    changed = registry.update(UUID(int=5), status=status, now=at(9000))
+    assert changed.status is status
+    assert changed.version == before.version + 1
+    assert changed.updated_at > before.updated_at
+
+
+def test_an_illegal_move_is_told_in_plain_strs(registry: Registry) -> None:
+    _create(registry, 5)
+    with pytest.raises(IllegalTransition) as caught:
+        registry.update(UUID(int=5), status=IDLE, now=at(0))
+    _, current, requested, allowed = caught.value.args
+    assert {type(text) for text in (current, requested, *allowed)} == {str}
+
+
+# ---------------------------------------------------------------------------- terminate
+
+
+@pytest.mark.parametrize("status", LIVE)
+def test_every_live_session_can_be_ended(registry: Registry, status: SessionStatus) -> None:
+    _come_to(registry, 5, status)
+    registry.terminate(UUID(int=5), error=None, now=at(0))
+    assert _get(registry, 5).status is TERMINATED
+
+
+@pytest.mark.parametrize("error", [None, "", "over", "\u00fc" * 10])
+def test_the_end_says_why(registry: Registry, error: str | None) -> None:
+    _create(registry, 5, metadata={"a": 1}, owner=OWNER)
+    registry.terminate(UUID(int=5), error=error, now=at(0))
+    ended = _get(registry, 5)
+    assert (ended.error, ended.metadata, ended.pid) == (error, {"a": 1}, 5000)
+
+
+def test_an_end_of_what_is_not_there_is_an_error(registry: Registry) -> None:
+    with pytest.raises(SessionNotFound):
+        registry.terminate(UUID(int=5), error=None, now=at(0))
+
+
+def test_a_second_end_changes_nothing(registry: Registry) -> None:
+    _create(registry, 5)
+    registry.terminate(UUID(int=5), error="first", now=at(0))
+    before = state_of(registry.table)
+    registry.terminate(UUID(int=5), error="second", now=at(20))
+    assert state_of(registry.table) == before
+    assert _get(registry, 5).error == "first"
+    assert registry.next_deadline() == DELAY
+
+
+def test_an_end_of_what_is_gone_is_an_error(registry: Registry) -> None:
+    _come_to(registry, 5, TERMINATED)
+    registry.expire(at(DELAY))
+    with pytest.raises(SessionNotFound):
+        registry.terminate(UUID(int=5), error=None, now=at(DELAY))
+
+
+@pytest.mark.parametrize("how", ["terminate", "update"])
+def test_the_terminated_is_removed_after_the_delay_and_not_before(
+    registry: Registry, how: str
+) -> None:
+    _create(registry, 5)
+    if how == "terminate":
+        registry.terminate(UUID(int=5), error=None, now=at(100))
+    else:
+        registry.update(UUID(int=5), status=TERMINATED, now=at(100))
+    assert registry.next_deadline() == 100 + DELAY
+    registry.expire(at(100 + DELAY - 1))
+    assert _get(registry, 5).status is TERMINATED
+    registry.expire(at(100 + DELAY))
+    assert _get(registry, 5) is None
+    assert registry.table.check() == []
+
+
+def test_a_session_ended_with_a_time_to_live_left_is_removed_after_the_delay(
+    registry: Registry,
+) -> None:
+    _create(registry, 5, ttl=1000)
+    registry.terminate(UUID(int=5), error=None, now=at(100))
+    registry.expire(at(100 + DELAY))
+    assert _get(registry, 5) is None
+
+
+def test_a_time_to_live_given_with_the_end_does_not_put_off_the_removal(
+    registry: Registry,
+) -> None:
+    _create(registry, 5)
+    registry.update(UUID(int=5), status=TERMINATED, ttl=10**9, now=at(0))
+    assert registry.next_deadline() == DELAY
+
+
+def test_a_delay_of_nothing_removes_at_once() -> None:
+    registry = make_registry(make_writer(), cleanup_delay=0)
+    _come_to(registry, 5, TERMINATED)
+    registry.expire(at(0))
+    assert _get(registry, 5) is None
+
+
+# ---------------------------------------------------------------------------- time to live
+
+
+def test_a_time_to_live_stands_on_both_clocks(registry: Registry) -> None:
+    made = _create(registry, 5, Instant(1_700_000_000_000_000_000, 40), ttl=60_000_000_000)
+    assert made.expires_at == datetime(2023, 11, 14, 22, 14, 20, tzinfo=UTC)
+    assert made.payload().deadline == 60_000_000_040
+
+
+def test_a_session_expires_at_its_deadline_and_not_before(registry: Registry) -> None:
+    _create(registry, 5, at(100), ttl=30)
+    assert registry.next_deadline() == 130
+    registry.expire(at(129))
+    assert _get(registry, 5).status is INITIALIZING
+    registry.expire(at(130))
+    assert _get(registry, 5).status is TERMINATED
+
+
+def test_an_expired_session_says_so(registry: Registry) -> None:
+    _create(registry, 5, ttl=30)
+    registry.expire(at(30))
+    assert _get(registry, 5).error == "expired"
+
+
+def test_an_expired_session_stays_visible_for_the_delay(registry: Registry) -> None:
+    _create(registry, 5, ttl=30)
+    registry.expire(at(40))
+    registry.expire(at(40 + DELAY - 1))
+    assert _get(registry, 5) is not None
+    registry.expire(at(40 + DELAY))
+    assert _get(registry, 5) is None
+
+
+def test_a_time_to_live_counts_from_the_update(registry: Registry) -> None:
+    _create(registry, 5, ttl=30)
+    registry.update(UUID(int=5), ttl=30, now=at(20))
+    registry.expire(at(49))
+    assert _get(registry, 5).status is INITIALIZING
+    registry.expire(at(50))
+    assert _get(registry, 5).status is TERMINATED
+
+
+def test_a_heartbeat_does_not_put_off_the_deadline(registry: Registry) -> None:
+    _create(registry, 5, ttl=30)
+    registry.update(UUID(int=5), status=INITIALIZING, metadata=_map({"a": 1}), now=at(20))
+    assert registry.next_deadline() == 30
+
+
+def test_none_clears_the_time_to_live(registry: Registry) -> None:
+    _create(registry, 5, ttl=30)
+    changed = registry.update(UUID(int=5), ttl=None, now=at(20))
+    assert (changed.expires_at, changed.payload().deadline) == (None, None)
+    assert registry.next_deadline() is None
+
+
+def test_a_deadline_moved_away_and_back_expires_once(registry: Registry) -> None:
+    _create(registry, 5, ttl=30)
+    for ttl in (40, 30):
+        registry.update(UUID(int=5), ttl=ttl, now=at(0))
+    registry.expire(at(30))
+    # Twice would have terminated it and then removed it, with nobody to see why.
+    assert _get(registry, 5).status is TERMINATED
+
+
+def test_with_no_deadline_there_is_nothing_to_do(registry: Registry) -> None:
+    _create(registry, 5)
+    before = state_of(registry.table)
+    registry.expire(at(10**18))
+    assert registry.next_deadline() is None
+    assert state_of(registry.table) == before
+
+
+def test_the_earliest_deadline_is_the_next(registry: Registry) -> None:
+    for key, ttl in ((1, 70), (2, 30), (3, None), (4, 50)):
+        _create(registry, key, ttl=ttl)
+    assert registry.next_deadline() == 30
+
+
+def test_a_session_that_is_gone_otherwise_is_no_longer_due(registry: Registry) -> None:
+    _create(registry, 5, ttl=30)
+    registry.table.remove(registry.table.look_up(UUID(int=5))[0])
+    registry.expire(at(30))
+    assert registry.next_deadline() is None
+
+
+def test_many_that_are_due_are_ended_in_parts_the_earliest_first() -> None:
+    registry = make_registry(make_writer(1000, 128))
+    for key in range(1000):
+        _create(registry, key, ttl=2000 - key)
+    registry.expire(at(2000))
+    ended = [key for key in range(1000) if _get(registry, key).status is TERMINATED]
+    assert ended == list(range(1000 - len(ended), 1000))
+    assert 0 < len(ended) < 1000
+    for _ in range(1000):
+        registry.expire(at(2000))
+    assert registry.next_deadline() == 2000 + DELAY
+    assert {_get(registry, key).status for key in range(1000)} == {TERMINATED}
+
+
+# ---------------------------------------------------------------------------- the wall clock
+
+
+@pytest.mark.parametrize("jump", [YEAR, -YEAR])
+def test_a_jump_of_the_wall_clock_ends_and_keeps_nothing(registry: Registry, jump: int) -> None:
+    wall = 1_700_000_000_000_000_000
+    _create(registry, 1, Instant(wall, 0), ttl=100)
+    _create(registry, 2, Instant(wall, 0))
+    registry.terminate(UUID(int=2), error=None, now=Instant(wall, 0))
+    before = state_of(registry.table)
+    registry.expire(Instant(wall + jump, DELAY - 1))
+    assert state_of(registry.table) == before
+    registry.expire(Instant(wall + jump, 100))
+    assert (_get(registry, 1).error, _get(registry, 2)) == ("expired", None)
+
+
+def test_a_wall_clock_set_back_makes_an_earlier_update_and_no_error(registry: Registry) -> None:
+    made = _create(registry, 5, Instant(1_700_000_000_000_000_000, 0))
+    changed = registry.update(UUID(int=5), now=Instant(1_700_000_000_000_000_000 - YEAR, 1))
+    assert changed.updated_at < made.created_at == changed.created_at
+
+
+def test_a_wall_clock_before_1970_is_no_error(registry: Registry) -> None:
+    made = _create(registry, 5, Instant(-YEAR, 0), ttl=30)
+    assert made.created_at == datetime(1969, 1, 1, tzinfo=UTC)
+    assert _get(registry, 5) == made
+
+
+# ---------------------------------------------------------------------------- failed changes
+
+BIG = _map({"a": 600 * "x"})
+
+#: A change that fails, with its error and how many sessions there is room for.
+FAILURES: dict[str, tuple[type[Exception], int, Callable[[Registry], object]]] = {
+    "create what exists": (SessionExists, 8, lambda r: _create(r, 1, ttl=5)),
+    "create what exists in a full table": (SessionExists, 4, lambda r: _create(r, 1, ttl=5)),
+    "create what is terminated": (SessionExists, 8, lambda r: _create(r, 4, ttl=5)),
+    "create in a full table": (RegistryFull, 4, lambda r: _create(r, 9, ttl=5)),
+    "create too large": (
+        RecordTooLarge,
+        8,
+        lambda r: _create(r, 9, ttl=5, metadata={"a": 600 * "x"}),
+    ),
+    "update what never was": (
+        SessionNotFound,
+        8,
+        lambda r: r.update(UUID(int=9), status=ACTIVE, ttl=5, now=at(5)),
+    ),
+    "update what is terminated": (
+        SessionNotFound,
+        8,
+        lambda r: r.update(UUID(int=4), metadata=_map({}), ttl=5, now=at(5)),
+    ),
+    "update to an illegal status": (
+        IllegalTransition,
+        8,
+        lambda r: r.update(UUID(int=1), status=IDLE, ttl=5, now=at(5)),
+    ),
+    "update of another version": (
+        VersionConflict,
+        8,
+        lambda r: r.update(UUID(int=1), expected_version=9, ttl=5, now=at(5)),
+    ),
+    "update too large": (
+        RecordTooLarge,
+        8,
+        lambda r: r.update(UUID(int=1), metadata=BIG, ttl=5, now=at(5)),
+    ),
+    "update too large in a full table": (
+        RecordTooLarge,
+        4,
+        lambda r: r.update(UUID(int=2), llm_config=BIG, ttl=5, now=at(5)),
+    ),
+    "terminate what never was": (
+        SessionNotFound,
+        8,
+        lambda r: r.terminate(UUID(int=9), error="e", now=at(5)),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_a_failed_change_leaves_everything_as_it_was(kind: str) -> None:
+    error, capacity, change = FAILURES[kind]
+    registry = make_registry(make_writer(capacity))
+    for key, status in zip((1, 2, 3, 4), (INITIALIZING, ACTIVE, IDLE, TERMINATED), strict=True):
+        _come_to(registry, key, status)
+    registry.update(UUID(int=2), ttl=1000, now=at(0))
+    before = state_of(registry.table), registry.next_deadline(), len(registry._deadlines)
+    with pytest.raises(error):
+        change(registry)
+    assert (state_of(registry.table), registry.next_deadline(), len(registry._deadlines)) == before
+    assert registry.table.check() == []
+
+
+def test_each_kind_of_error_of_a_change_is_among_the_failures() -> None:
+    assert {error for error, _, _ in FAILURES.values()} == {
+        IllegalTransition,
+        RecordTooLarge,
+        RegistryFull,
+        SessionExists,
+        SessionNotFound,
+        VersionConflict,
+    }
+
+
+def test_after_10_000_failed_creations_there_is_room_for_one_that_follows_an_end() -> None:
+    registry = make_registry(make_writer(4))
+    for key in range(4):
+        _create(registry, key)
+    for key in range(10_000):
+        with pytest.raises(RegistryFull):
+            _create(registry, 100 + key)
+    registry.terminate(UUID(int=2), error=None, now=at(0))
+    registry.expire(at(DELAY))
+    assert _create(registry, 100).version == 7
+    assert registry.table.check() == []
+
+
+def test_a_full_table_takes_any_number_of_changes() -> None:
+    registry = make_registry(make_writer(4))
+    for key in range(4):
+        _create(registry, key)
+    for turn in range(1000):
+        registry.update(UUID(int=turn % 4), metadata=_map({"turn": turn}), now=at(turn))
+    assert registry.table.check() == []
+
+
+# ---------------------------------------------------------------------------- room for the end
+
+SIZE = 256
+#: The longest payload of a live session, and the longest text of {"a": text} alone in it.
+ROOM = SIZE - SLOT_HEADER_SIZE - ROOM_TO_END
+LONGEST = ROOM - len(b"\x92\x81\xa1a\xd9\x00\x80")
+
+LATE = at(2**62)
+
+
+def _small() -> Registry:
+    return make_registry(make_writer(2, SIZE))
+
+
+def test_the_longest_live_session_leaves_the_room_to_end() -> None:
+    made = _create(_small(), 5, metadata={"a": LONGEST * "x"})
+    assert len(made._payload) == ROOM
+
+
+def test_one_byte_more_is_too_large() -> None:
+    with pytest.raises(RecordTooLarge) as caught:
+        _create(_small(), 5, metadata={"a": (LONGEST + 1) * "x"})
+    assert caught.value.args == (SIZE - ROOM_TO_END + 1, SIZE - ROOM_TO_END)
+
+
+def test_an_update_leaves_the_room_to_end_too() -> None:
+    registry = _small()
+    _create(registry, 5)
+    registry.update(UUID(int=5), metadata=_map({"a": LONGEST * "x"}), now=LATE)
+    with pytest.raises(RecordTooLarge):
+        registry.update(UUID(int=5), metadata=_map({"a": (LONGEST + 1) * "x"}), now=LATE)
+
+
+@st.composite
+def _longest(draw: st.DrawFn) -> Registry:
+    """Draw a registry with a session 5 that fills its slot, but for a few bytes."""
+    owner, ttl = draw(st.sampled_from([None, OWNER])), draw(st.none() | st.integers(1, 2**61))
+    left = draw(st.integers(0, 8))
+    for length in range(LONGEST, 0, -1):
+        registry = _small()
+        try:
+            _create(registry, 5, LATE, metadata={"a": length * "x"}, owner=owner, ttl=ttl)
+        except RecordTooLarge:
+            continue
+        return registry if left == 0 else _with_less(length - left, owner, ttl)
+    raise AssertionError
+
+
+def _with_less(length: int, owner: Identity | None, ttl: int | None) -> Registry:
+    registry = _small()
+    _create(registry, 5, LATE, metadata={"a": length * "x"}, owner=owner, ttl=ttl)
+    return registry
+
+
+@given(_longest(), st.sampled_from(MOVES[INITIALIZING]))
+def test_the_longest_session_can_change_its_status(
+    registry: Registry, status: SessionStatus
+) -> None:
+    assert registry.update(UUID(int=5), status=status, now=LATE).status is status
+
+
+@given(_longest(), st.none() | st.text(max_size=60) | st.just("x" * 1000))
+def test_the_longest_session_can_be_ended_whatever_the_error(
+    registry: Registry, error: str | None
+) -> None:
+    metadata = _get(registry, 5).metadata
+    registry.terminate(UUID(int=5), error=error, now=LATE)
+    ended = _get(registry, 5)
+    assert (ended.status, ended.metadata) == (TERMINATED, metadata)
+    assert registry.next_deadline() == LATE.monotonic + DELAY
+    assert ended.error == error or (error or "").startswith(ended.error or "")
+    assert registry.table.check() == []
+
+
+@given(_longest())
+def test_the_longest_session_expires_with_the_whole_word(registry: Registry) -> None:
+    registry.update(UUID(int=5), ttl=None, now=LATE)
+    registry.terminate(UUID(int=5), error="expired", now=LATE)
+    assert _get(registry, 5).error == "expired"
+
+
+def test_the_longest_session_with_a_deadline_keeps_nobody_else_alive() -> None:
+    registry = _small()
+    longest = LONGEST
+    while _get(registry, 5) is None:
+        try:
+            _create(registry, 5, at(0), metadata={"a": longest * "x"}, ttl=10)
+        except RecordTooLarge:
+            longest -= 1
+    _create(registry, 6, at(0), ttl=20)
+    registry.expire(LATE)
+    assert [_get(registry, key).error for key in (5, 6)] == ["expired", "expired"]
+
+
+@pytest.mark.parametrize("letter", ["x", "\u00fc", "\u20ac", "\U0001f600"])
+def test_an_error_too_long_is_cut_to_what_fits_between_two_characters(letter: str) -> None:
+    registry = _small()
+    _create(registry, 5)
+    registry.terminate(UUID(int=5), error=1000 * letter, now=LATE)
+    error = _get(registry, 5).error
+    unused = SIZE - SLOT_HEADER_SIZE - len(_get(registry, 5)._payload)
+    assert error
+    assert error == len(error) * letter
+    # One character, and what a shorter length of text saves in msgpack.
+    assert unused <= len(letter.encode()) + 2
+
+
+def test_an_error_that_just_fits_is_kept_whole() -> None:
+    registry = _small()
+    _create(registry, 5)
+    registry.terminate(UUID(int=5), error=1000 * "x", now=LATE)
+    longest = _get(registry, 5).error
+    _create(registry, 6)
+    registry.terminate(UUID(int=6), error=longest, now=LATE)
+    assert _get(registry, 6).error == longest
+
+
+# ---------------------------------------------------------------------------- counters
+
+
+def test_each_change_is_counted_once(registry: Registry) -> None:
+    for key in (1, 2, 3):
+        _create(registry, key, ttl=30 if key == 3 else None)
+    registry.update(UUID(int=1), status=ACTIVE, now=at(0))
+    registry.terminate(UUID(int=1), error=None, now=at(0))
+    registry.terminate(UUID(int=1), error=None, now=at(1))
+    registry.expire(at(30))
+    registry.expire(at(DELAY))
+    counts = {"created": 3, "updated": 3, "removed": 1, "takeovers": 0, "dropped": 0}
+    assert registry._control.counters() == counts
+
+
+# ---------------------------------------------------------------------------- resume
+
+
+def test_a_next_writer_takes_up_every_session(registry: Registry) -> None:
+    made = [_create(registry, key) for key in range(5)]
+    fresh = make_registry(successor_of(registry.table))
+    assert fresh.resume(ME) == (5, ())
+    assert [_get(fresh, key) for key in range(5)] == made
+    assert fresh.table.check() == []
+
+
+def test_a_next_writer_takes_up_the_deadlines(registry: Registry) -> None:
+    _create(registry, 1, ttl=70)
+    _create(registry, 2, ttl=30)
+    _create(registry, 3)
+    _create(registry, 4)
+    registry.terminate(UUID(int=4), error=None, now=at(0))
+    fresh = _resumed(registry)
+    assert fresh.next_deadline() == 30
+    fresh.expire(at(30))
+    assert _get(fresh, 2).error == "expired"
+    fresh.expire(at(69))
+    assert (_get(fresh, 1).status, _get(fresh, 4)) == (INITIALIZING, None)
+    fresh.expire(at(70))
+    assert _get(fresh, 1).error == "expired"
+
+
+def test_what_came_due_meanwhile_is_ended_at_the_first_expiry(registry: Registry) -> None:
+    _create(registry, 1, ttl=30)
+    fresh = _resumed(registry)
+    fresh.expire(at(10**12))
+    assert _get(fresh, 1).error == "expired"
+    assert fresh.next_deadline() == 10**12 + DELAY
+
+
+def test_a_writer_that_resumes_twice_takes_up_each_deadline_once(registry: Registry) -> None:
+    _create(registry, 1, ttl=30)
+    registry.resume(ME)
+    registry.resume(ME)
+    assert len(registry._deadlines) == 1
+    registry.expire(at(30))
+    assert _get(registry, 1).status is TERMINATED
+
+
+def test_a_writer_that_resumes_forgets_the_deadlines_it_made_up(registry: Registry) -> None:
+    # As after an interrupted call, whose deadline was set and whose session was not committed.
+    registry._deadlines.set(77, 5)
+    registry.resume(ME)
+    assert registry.next_deadline() is None
+
+
+def test_what_a_next_writer_drops_is_told_and_counted(registry: Registry) -> None:
+    _create(registry, 1)
+    entry, word, _ = registry.table.look_up(UUID(int=1))
+    _create(registry, 2)
+    registry.table.slots.memory[registry.table.slots.offset(word & 0xFFFFFF)] ^= 1
+    fresh = make_registry(successor_of(registry.table))
+    kept, dropped = fresh.resume(ME)
+    assert (kept, [one.entry for one in dropped]) == (1, [entry])
+    assert fresh._control.counters()["dropped"] == 1
+    assert fresh.table.check() == []
+
+
+def test_a_next_writer_goes_on_with_later_versions(registry: Registry) -> None:
+    made = _create(registry, 1)
+    assert _create(_resumed(registry), 2).version > made.version
