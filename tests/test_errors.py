@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import inspect
 import re
 from dataclasses import fields
 from uuid import UUID
@@ -102,8 +103,8 @@ def test_the_bases_are_those_of_the_tree(kind: type[JidokaError]) -> None:
 
 @pytest.mark.parametrize("kind", _classes())
 def test_the_docstring_names_each_fact(kind: type[JidokaError]) -> None:
-    _, _, listed = kind.__doc__.partition("Attributes:\n")
-    named = re.findall(r"^ {8}(\w+): \S", listed, re.MULTILINE)
+    _, _, listed = inspect.cleandoc(kind.__doc__).partition("Attributes:\n")
+    named = re.findall(r"^ {4}(\w+): \S", listed, re.MULTILINE)
     assert named == [fact.name for fact in fields(kind)]
 
 

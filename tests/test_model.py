@@ -66,7 +66,9 @@ class Model(RuleBasedStateMachine):
         self.old = Reader(self.writer, cache_size=0, verify=self.verify)
         self.cached = Reader(self.writer, cache_size=4, verify=self.verify)
 
-    def _fails(self, expected: type[Exception], call: object, *args: object, **fields: object) -> None:
+    def _fails(
+        self, expected: type[Exception], call: object, *args: object, **fields: object
+    ) -> None:
         """A call that must fail changes no word, no version and no free slot."""
         before = (bytes(self.writer.slots.memory), self.writer.change[0], list(self.writer._free))
         with pytest.raises(expected):
@@ -107,7 +109,13 @@ class Model(RuleBasedStateMachine):
         fields = {"metadata": encode_map(metadata, "m"), "llm_config": encode_map(None, "l")}
         self._fails(error, self.registry.create, key, ttl=None, owner=None, **fields)
 
-    @rule(key=ids, status=statuses, metadata=st.none() | maps, owner=st.none() | owners, right=st.booleans())
+    @rule(
+        key=ids,
+        status=statuses,
+        metadata=st.none() | maps,
+        owner=st.none() | owners,
+        right=st.booleans(),
+    )
     def update(self, key, status, metadata, owner, right: bool) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001
         known = self.live.get(key)
         fields: dict[str, object] = {"status": status, "owner": owner}

@@ -1,0 +1,255 @@
+"""The demo: real processes, a writer killed at full speed, and what readers and heir then see."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from jidoka_shm import ownership
+from jidoka_shm.errors import RegistryNotFound
+
+from . import proofs
+from .figures import Figures
+from .ledger import Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_SECONDS: Final = 10.0
+_COMMITS: Final = 100_000
+
+#: A process that reports nothing for so long, or a run that takes so long, has gone wrong.
+_PATIENCE: Final = 120.0
+
+
+def sample_path() -> Path:
+    """Return the sample of sessions that comes with the package."""
+    return Path(__file__).parent.parent / "data" / "sessions.jsonl"
+
+
+class Worker:
+    """A process of the demo, with what it reported last."""
+
+    def __init__(self, role: str, **options: Any) -> None:  # noqa: ANN401 - whatever JSON takes
+        command = [sys.executable, "-m", "jidoka_shm.cli.workers", role, json.dumps(options)]
+        self._process = subprocess.Popen(  # noqa: S603 - this package, with its own options
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.reports = 0
+        self.last: dict[str, Any] = {}
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    def _listen(self) -> None:
+        for line in self._process.stdout or ():
+            # One store, so that no other thread ever sees half of two reports.
+            self.last = {**self.last, **json.loads(line)}
+            self.reports += 1
+
+    def has_said(self, name: str) -> bool:
+        """Return whether any report had ``name``."""
+        return name in self.last
+
+    def has_denied(self, name: str) -> bool:
+        """Return whether the last report that had ``name`` said that it is False."""
+        return self.last.get(name) is False
+
+    def has_reported(self, times: int) -> bool:
+        """Return whether there were so many reports."""
+        return self.reports >= times
+
+    def kill(self) -> None:
+        """End it as a crash does."""
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self) -> dict[str, Any]:
+        """Have it end by itself and return what it reported at last."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.wait(_PATIENCE)
+        self._listener.join(_PATIENCE)
+        return self.last
+
+    def discard(self) -> None:
+        """Make sure that it is gone, and its pipes with it."""
+        self.kill()
+        self._listener.join(_PATIENCE)
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def failed(self) -> bool:
+        """Return whether it ended by itself with an error."""
+        return self._process.poll() not in {None, 0, -signal.SIGKILL}
+
+
+class Demo:
+    """One run."""
+
+    def __init__(
+        self, sessions: Path, *, readers: int, seconds: float | None, careless: bool
+    ) -> None:
+        self._sessions = sessions
+        self._count = len(proofs.load(sessions))
+        self._readers = readers
+        self._seconds = _SECONDS if seconds is None else seconds
+        # Without a time of the user's own, the run goes on until it has proven something.
+        self._commits = _COMMITS if seconds is None else 0
+        self._careless = careless
+        self._run = str(uuid4())
+        self._name = f"demo-{os.getpid()}-{self._run[:8]}"
+
+    def run(self, *, quiet: bool) -> Figures:
+        """Run it, leave nothing behind, and return the figures.
+
+        Args:
+            quiet: show no progress.
+        """
+        with contextlib.ExitStack() as undo:
+            folder = undo.enter_context(tempfile.TemporaryDirectory())
+            undo.callback(self._unlink)
+            progress = undo.enter_context(_progress(quiet=quiet))
+            return self._phases(undo, Path(folder) / "ledger", progress)
+
+    def _unlink(self) -> None:
+        with contextlib.suppress(RegistryNotFound):
+            ownership.remove(self._name)
+
+    def _phases(self, undo: contextlib.ExitStack, ledger: Path, progress: Progress) -> Figures:
+        book = Ledger(ledger, self._count)
+        task = progress.add_task("loading", total=self._seconds)
+
+        def start(role: str, **options: Any) -> Worker:  # noqa: ANN401 - whatever JSON takes
+            worker = Worker(role, name=self._name, run=self._run, **options)
+            undo.callback(worker.discard)
+            return worker
+
+        def show(text: str, begun: float) -> None:
+            line = f"{text}: {book.changes():,} commits"
+            progress.update(task, description=line, completed=time.monotonic() - begun)
+
+        files = {"sessions": str(self._sessions), "ledger": str(ledger)}
+        writer = start("write", **files)
+        _wait(functools.partial(writer.has_said, "created"), writer)
+        readers = [
+            start("read", count=self._count, seed=seed, careless=self._careless)
+            for seed in range(self._readers)
+        ]
+        for reader in readers:
+            _wait(functools.partial(reader.has_said, "ready"), reader)
+
+        begun = time.monotonic()
+        self._until(0.5, begun, book, [writer, *readers], lambda: show("writing", begun))
+        acknowledged = int((book.acknowledged > 0).sum())
+        writer.kill()
+        before = sum(reader.last.get("look_ups", 0) for reader in readers)
+        for reader in readers:
+            show("no writer", begun)
+            _wait(functools.partial(reader.has_denied, "writer_alive"), reader)
+            _wait(functools.partial(reader.has_reported, reader.reports + 1), reader)
+        without = sum(reader.last["look_ups"] for reader in readers) - before
+
+        heir = start("write", **files)
+        _wait(functools.partial(heir.has_said, "recovered"), heir)
+        self._until(1.0, begun, book, [heir, *readers], lambda: show("taken over", begun))
+        ends = [reader.stop() for reader in readers]
+        seconds = time.monotonic() - begun
+        found = heir.stop()
+        return self._figures(seconds, ends, found, acknowledged, without, book.changes())
+
+    def _until(
+        self,
+        part: float,
+        begun: float,
+        book: Ledger,
+        workers: list[Worker],
+        show: Callable[[], None],
+    ) -> None:
+        """Wait until a part of the time has passed and of the commits are made."""
+        limit = begun + self._seconds + _PATIENCE
+        while time.monotonic() < limit:
+            if (
+                time.monotonic() - begun >= part * self._seconds
+                and book.changes() >= part * self._commits
+            ):
+                return
+            _check(*workers)
+            show()
+            time.sleep(0.05)
+
+    def _figures(  # noqa: PLR0913, PLR0917 - one argument a source
+        self,
+        seconds: float,
+        ends: list[dict[str, Any]],
+        found: dict[str, Any],
+        acknowledged: int,
+        without: int,
+        commits: int,
+    ) -> Figures:
+        times = [key for key in ends[0] if key.endswith("_ns")]
+        return Figures(
+            seconds=seconds,
+            readers=tuple(
+                {
+                    "look_ups_per_second": end["look_ups"] / seconds,
+                    **{key: end[key] for key in times},
+                }
+                for end in ends
+            ),
+            look_ups=sum(end["look_ups"] for end in ends),
+            look_ups_without_writer=without,
+            commits=commits,
+            retries=sum(end["retries"] for end in ends),
+            overlapped=sum(end["overlapped"] for end in ends),
+            torn=sum(end["torn"] for end in ends) + found["torn"],
+            acknowledged=acknowledged,
+            recovered=found["recovered"],
+            lost=found["lost"] + found["dropped"],
+            problems=tuple(found["problems"]),
+            careless=self._careless,
+        )
+
+
+@contextlib.contextmanager
+def _progress(*, quiet: bool) -> Iterator[Progress]:
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        disable=quiet,
+    )
+    with bar:
+        yield bar
+
+
+def _wait(condition: Callable[[], bool], worker: Worker) -> None:
+    """Wait for what a worker is to report; its death is an error, and so is its silence."""
+    deadline = time.monotonic() + _PATIENCE
+    while not condition():
+        _check(worker)
+        if time.monotonic() >= deadline:
+            msg = f"a process of the demo reported nothing for {_PATIENCE:g} s"
+            raise TimeoutError(msg)
+        time.sleep(0.01)
+
+
+def _check(*workers: Worker) -> None:
+    if any(worker.failed() for worker in workers):
+        msg = "a process of the demo ended with an error, which it printed above"
+        raise ChildProcessError(msg)
