@@ -370,6 +370,39 @@ def test_any_changes_leave_a_sound_table_with_what_a_dict_would_hold(data: st.Da
         assert _get(writer, key) == model.get(key)
 
 
+# ---------------------------------------------------------------------------- check
+
+
+def _lose_a_slot(writer: TableWriter) -> None:
+    writer._free.pop()
+
+
+def _free_twice(writer: TableWriter) -> None:
+    writer._free.append(writer._free[0])
+
+
+def _free_what_is_used(writer: TableWriter) -> None:
+    writer._free.append(2)
+
+
+def _free_what_is_not_there(writer: TableWriter) -> None:
+    writer._free.append(writer.slots.count)
+
+
+@pytest.mark.parametrize(
+    "break_it", [_lose_a_slot, _free_twice, _free_what_is_used, _free_what_is_not_there]
+)
+def test_a_writer_that_lost_count_of_its_slots_says_so(
+    break_it: Callable[[TableWriter], None],
+) -> None:
+    writer = make_writer()
+    add(writer, 10, 47, 5)
+    assert writer.check() == []
+    break_it(writer)
+    assert writer.check() == ["a slot is neither free nor in use, or both, or twice either"]
+    assert reader_of(writer).check() == []
+
+
 # ---------------------------------------------------------------------------- taking up
 
 
