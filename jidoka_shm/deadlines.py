@@ -42,11 +42,13 @@ class Deadlines:
 
         A key stays due until it is set to another time or to None.
         """
-        picked: list[int] = []
         kept: list[tuple[int, int]] = []
-        while len(picked) < limit and (when := self.next()) is not None and when <= now:
-            kept.append(heapq.heappop(self._heap))
-            picked.append(kept[-1][1])
+        while len(kept) < limit and (when := self.next()) is not None and when <= now:
+            item = heapq.heappop(self._heap)
+            # A key moved away and back stands there twice, one right after the other; answered
+            # twice, a session would be terminated and removed in one go.
+            if not kept or item != kept[-1]:
+                kept.append(item)
         for item in kept:
             heapq.heappush(self._heap, item)
-        return picked
+        return [key for _, key in kept]

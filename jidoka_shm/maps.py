@@ -83,17 +83,17 @@ def _is_deeper(value: object, room: int) -> bool:
         level = [item for item in level if isinstance(item, (dict, list))]
         if not level:
             return False
-        level = [child for item in level for child in _children(item).values()]
+        level = [child for item in level for _, child in _children(item)]
     return True
 
 
-def _children(value: object) -> dict[str, Any]:
-    """Return what a container holds, each under the text that follows its path."""
+def _children(value: object) -> list[tuple[str, object]]:
+    """Return what a container holds, each behind the text that follows its path."""
     if isinstance(value, dict):
-        return {f"[{_quoted(key)}]": child for key, child in value.items()}
+        return [(f"[{_quoted(key)}]", child) for key, child in value.items()]
     if isinstance(value, list):
-        return {f"[{at}]": child for at, child in enumerate(value)}
-    return {}
+        return [(f"[{at}]", child) for at, child in enumerate(value)]
+    return []
 
 
 def _fault(value: object, path: str, room: int) -> InvalidMetadata:
@@ -103,15 +103,23 @@ def _fault(value: object, path: str, room: int) -> InvalidMetadata:
     for key in value if isinstance(value, dict) else ():
         if not isinstance(key, str) or _pack(key, room) is None:
             return InvalidMetadata(path, f"has the key {_describe(key)}")
-    for step, child in _children(value).items():
+    for step, child in _children(value):
         if _pack(child, room - 1) is None:
             return _fault(child, path + step, room - 1)
     return InvalidMetadata(path, f"is {_describe(value)}")
 
 
 def _quoted(key: object) -> str:
-    """Return a key as it stands in a path: in double quotes, as JSON has it."""
-    return f'"{key}"' if isinstance(key, str) and key.isprintable() else ascii(key)
+    """Return a key as it stands in a path: as Python has it, in double quotes."""
+    if not isinstance(key, str):
+        return ascii(key)
+    return '"' + "".join(map(_escaped, key)) + '"'
+
+
+def _escaped(letter: str) -> str:
+    if letter in '"\\':
+        return "\\" + letter
+    return letter if letter.isprintable() else ascii(letter)[1:-1]
 
 
 def _describe(value: object) -> str:

@@ -77,11 +77,14 @@ def scan_headers(table: SessionTable) -> tuple[int | None, NDArray[Any]]:
     before = seqlock.begin_scan(table.change)
     index = table.copy_index()
     entries = np.flatnonzero(index)
-    rows = table.slots.copy_headers(index[entries])
+    words = index[entries]
+    rows = table.slots.copy_headers(words)
     atomic = seqlock.end_scan(table.change, before)
-    if atomic and not table.verify:
+    doubtful = entries if table.verify else entries[~table.slots.has(words)]
+    if atomic and not len(doubtful):
         return before, rows
-    doubtful = entries if table.verify else _changed(table, index)
+    if not atomic:
+        doubtful = np.union1d(doubtful, _changed(table, index))
     again = []
     for at in doubtful.tolist():
         _, copy = table.read(at, table.copy_row)

@@ -198,7 +198,7 @@ class Session(Struct, frozen=True, gc=False, eq=False):
             pid=pid,
             _created=created,
             _updated=created if updated_at is None else _to_ns(updated_at),
-            _payload=payload.encode(),
+            _payload=_encoded(payload),
         )
 
     def to_dict(self) -> Map:
@@ -247,6 +247,9 @@ class _LlmConfigOnly(Struct, array_like=True, gc=False):
 
 P = TypeVar("P")
 
+#: What decoding damaged bytes may end in: text that is no UTF-8, containers without end.
+_DECODING: Final = (msgspec.MsgspecError, ValueError, RecursionError)
+
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode_payload: Final = msgspec.msgpack.Decoder(Payload).decode
 _decode_metadata: Final = msgspec.msgpack.Decoder(_MetadataOnly).decode
@@ -257,9 +260,17 @@ _decode_ids: Final = msgspec.msgpack.Decoder(list[UUID]).decode
 def _decoded(decode: Callable[[bytes], P], session: Session) -> P:
     try:
         return decode(session._payload)  # noqa: SLF001 - its own
-    except msgspec.MsgspecError as error:
+    except _DECODING as error:
         reason = f"the record of session {session.session_id} ({error})"
         raise CorruptRegistry(reason) from None
+
+
+def _encoded(payload: Payload) -> bytes:
+    try:
+        return payload.encode()
+    except OverflowError:
+        msg = "expires_at lies outside of what 64 bits of nanoseconds hold: 1677 to 2262"
+        raise ValueError(msg) from None
 
 
 def decode_ids(ids: bytes) -> list[UUID]:

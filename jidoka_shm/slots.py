@@ -125,7 +125,10 @@ class Slots:
 
     def copy_row_verified(self, word: int) -> Copy:
         """Return as ``copy_row`` does, once version and header crc are right."""
-        head, raw = self.copy_row(word)
+        copy = self.copy_row(word)
+        if copy is DAMAGED:
+            return DAMAGED
+        head, raw = copy
         crc = int.from_bytes(raw[SLOT_CRC_OFFSET:], "little")
         sound = head[1] & VERSION_MASK == word >> SLOT_BITS
         return (head, raw) if sound and crc == zlib.crc32(raw[:SLOT_CRC_OFFSET]) else DAMAGED
@@ -144,10 +147,14 @@ class Slots:
         payload = self.memory[start : start + head[5]]
         return (head, payload) if zlib.crc32(payload) == _payload_crc(raw) else DAMAGED
 
+    def has(self, words: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Return for each word whether there is a slot of its number."""
+        return (words & np.uint64(SLOT_MASK)) < self.count
+
     def copy_headers(self, words: NDArray[np.uint64]) -> NDArray[Any]:
-        """Return the headers of many slots, a row for each word; slot 0's for one too large."""
-        slots = words & np.uint64(SLOT_MASK)
-        return self._headers[np.where(slots < self.count, slots, 0).astype(np.intp)]
+        """Return the headers of many slots, a row for each word; slot 0's where there is none."""
+        slots = (words & np.uint64(SLOT_MASK)).astype(np.intp)
+        return self._headers[np.where(self.has(words), slots, 0)]
 
     # ------------------------------------------------------------------ soundness
 
