@@ -209,14 +209,20 @@ def _open(name: str, options: ReadOptions) -> Attachment | ControlReader | None:
     if not control.is_complete():
         return None
     control.check_format(name)
-    table = _open_table(name, control, options)
-    if table is None:
+    opened = _open_table(name, control, options)
+    if opened is None:
         return control
-    return Attachment(control, table, is_named=handle.is_named, cache_size=options.cache_size)
+    table, identity = opened
+    made = Attachment(control, table, is_named=handle.is_named, cache_size=options.cache_size)
+    # The control may have gone on to the next table since; taken for this one's number, that
+    # would make the reader believe later that nothing follows the table it has.
+    return made if made.identity == identity else control
 
 
-def _open_table(name: str, control: ControlReader, options: ReadOptions) -> SessionTable | None:
-    """Return the table that a control names; None where it is not, or no longer, there."""
+def _open_table(
+    name: str, control: ControlReader, options: ReadOptions
+) -> tuple[SessionTable, tuple[UUID, int]] | None:
+    """Return the table that a control names, with its identity; None where it is not there."""
     generation = control.generation
     try:
         descriptor = segment.open_readable(table_name(name, generation))
@@ -234,4 +240,5 @@ def _open_table(name: str, control: ControlReader, options: ReadOptions) -> Sess
         return None
     if (header.instance, header.generation) != (control.instance, generation):
         return None
-    return SessionTable(memory, control.change, header.geometry, verify=options.verify)
+    table = SessionTable(memory, control.change, header.geometry, verify=options.verify)
+    return table, (header.instance, header.generation)

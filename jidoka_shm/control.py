@@ -54,7 +54,10 @@ class ControlReader:
 
     def is_complete(self) -> bool:
         """Return whether its creation got to its end; the magic is stored last."""
-        return self._words[_WORD["magic"]] != 0
+        complete = self._words[_WORD["magic"]] != 0
+        if seqlock.WEAK:
+            seqlock.fence()
+        return complete
 
     def is_ours(self) -> bool:
         """Return whether it is complete and of this package's format."""

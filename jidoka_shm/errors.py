@@ -199,7 +199,8 @@ class RegistryFull(JidokaError):
     Attributes:
         needed: what was asked for (slots, or bytes).
         available: what there is of it.
-        unit: ``"slots"``, ``"bytes of /dev/shm"`` or ``"entries near the id's home"``.
+        unit: ``"slots"``, ``"bytes of /dev/shm"``, ``"entries near the id's home"`` or
+            ``"versions of 40 bits"``.
     """
 
     needed: int
@@ -212,6 +213,8 @@ class RegistryFull(JidokaError):
                 "free some, make the registry smaller, or enlarge /dev/shm (in a container, "
                 "start it with a larger --shm-size)"
             )
+        elif self.unit == "versions of 40 bits":
+            out = "make the registry anew with fresh=True"
         else:
             out = "end sessions, or make the registry with a larger capacity"
         return f"the registry needs {self.needed} {self.unit}, {self.available} are free: {out}"

@@ -29,12 +29,15 @@ class TableHeader(NamedTuple):
         Raises:
             CorruptRegistry: where it is complete and wrong, or claims another size than there is.
         """
-        raw = bytes(memory[:TABLE_HEADER_SIZE])
-        if len(raw) < TABLE_HEADER_SIZE or raw[:8] == bytes(8):
+        # First the magic, alone: one copy of it all may hold fields older than the magic in it.
+        if len(memory) < TABLE_HEADER_SIZE or memory[:8] == bytes(8):
             return None
-        magic, _, crc, instance, generation, *sizes, base_version = TABLE_HEADER.unpack(raw)
-        if magic != TABLE_MAGIC or crc != _crc(raw):
-            reason = "a table's header does not fit its own crc"
+        if seqlock.WEAK:
+            seqlock.fence()
+        raw = bytes(memory[:TABLE_HEADER_SIZE])
+        magic, version, crc, instance, generation, *sizes, base_version = TABLE_HEADER.unpack(raw)
+        if (magic, version) != (TABLE_MAGIC, FORMAT_VERSION) or crc != _crc(raw):
+            reason = "a table's header does not fit its own crc, or this format"
             raise CorruptRegistry(reason)
         geometry = Geometry(index_size=sizes[0], slot_count=sizes[1], slot_size=sizes[2])
         if not geometry.is_sane() or geometry.size != len(memory):
