@@ -1,7 +1,9 @@
 """Each rule of the protocol is load-bearing: without it, a check turns red.
 
 The same scenarios that hold over every interleaving are run over a function with the rule taken
-out; some interleaving must then give a wrong answer.
+out; some interleaving must then give a wrong answer. A machine of weak memory order has a second
+line of defence behind some rules (a copy that its crcs or its version contradict is made again),
+which would hide that, so the rules are judged without it, and it is judged without them.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from interleavings import (
 )
 from mutants import Mutant
 
+import jidoka_shm.table
 import jidoka_shm.writer
+from jidoka_shm import seqlock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -284,6 +288,12 @@ def _no_slot_to_spare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jidoka_shm.writer, "SPARE_SLOTS", 0)
 
 
+def _order_memory(monkeypatch: pytest.MonkeyPatch, *, weak: bool) -> None:
+    """Take this machine for one of weak memory order, or for one that is not."""
+    monkeypatch.setattr(seqlock, "WEAK", weak)
+    monkeypatch.setattr(jidoka_shm.table, "_DOUBT_TRIES", 100 if weak else 0)
+
+
 def _judge(
     first: str, script: str, read: Callable, check: Callable, options: dict[str, object]
 ) -> None:
@@ -307,7 +317,22 @@ def _judge(
 def test_without_the_rule_an_interleaving_goes_wrong(
     mutant: Mutant, case: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    _order_memory(monkeypatch, weak=False)
     _judge(*case)
     mutant.apply(monkeypatch)
     with pytest.raises(AssertionError):
         _judge(*case)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "case"),
+    [(mutant, case) for mutant, case in CASES if mutant.old == "again = words[entry]"],
+    ids=lambda value: value.rule if isinstance(value, Mutant) else "",
+)
+def test_verification_alone_tells_a_copy_of_another_record(
+    mutant: Mutant, case: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where loads may come early, the second load proves nothing, and crcs and version must."""
+    _order_memory(monkeypatch, weak=True)
+    mutant.apply(monkeypatch)
+    _judge(*case)
