@@ -86,13 +86,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name is
-    if name not in __all__:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
-    module = importlib.import_module(f".{_HOMES.get(name, 'errors')}", __name__)
-    value = globals()[name] = getattr(module, name)
-    return value
+if not TYPE_CHECKING:  # or a type checker would take any misspelt name for one of these
+
+    def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name is
+        if name not in __all__:
+            msg = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(msg)
+        module = importlib.import_module(f".{_HOMES.get(name, 'errors')}", __name__)
+        value = globals()[name] = getattr(module, name)
+        return value
 
 
 def __dir__() -> list[str]:

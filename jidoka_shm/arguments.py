@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import operator
+import re
 from typing import Final
+from uuid import UUID
+
+from .errors import InvalidSessionId
 
 #: Longest time that any argument may give: beyond it nanoseconds would not fit 63 bits.
 _LONGEST: Final = 100 * 365.25 * 86_400
@@ -19,64 +24,107 @@ def check_seconds(name: str, value: object) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if 0 <= value <= _LONGEST:
             return float(value)
-        msg = f"{name} is {value!r}: it must be 0 to {_LONGEST:.0f} seconds"
+        msg = f"{name} is {shown(value)}: it must be 0 to {_LONGEST:.0f} seconds"
         raise ValueError(msg)
-    raise _WrongTypeError(name, value, "a number of seconds")
+    raise _wrong_type(name, value, "a number of seconds")
 
 
 def check_whole(name: str, value: object) -> int:
-    """Return ``value`` as a whole number, 0 or more."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise _WrongTypeError(name, value, "a whole number")
-    if value < 0:
-        msg = f"{name} is {value!r}: it must be 0 or more"
+    """Return ``value`` as a whole number, 0 or more, and of so few digits that it can be shown."""
+    number = _as_int(name, value, "a whole number")
+    if not 0 <= number < 1 << 128:
+        limit = "below 2**128" if number > 0 else "0 or more"
+        msg = f"{name} is {shown(number)}: it must be {limit}"
         raise ValueError(msg)
-    return value
+    return number
+
+
+def check_version(value: object) -> int:
+    """Return ``value`` as a session's version, 1 or more."""
+    version = check_whole("version", value)
+    if version == 0:
+        msg = "version is 0: versions start at 1"
+        raise ValueError(msg)
+    return version
 
 
 def check_flag(name: str, value: object) -> bool:
     """Return ``value`` as a bool; 1 and "no" are not."""
     if not isinstance(value, bool):
-        raise _WrongTypeError(name, value, "True or False")
+        raise _wrong_type(name, value, "True or False")
     return value
 
 
 def check_text(name: str, value: object) -> str:
     """Return ``value`` as text that UTF-8 can carry."""
     if not isinstance(value, str):
-        raise _WrongTypeError(name, value, "a str")
+        raise _wrong_type(name, value, "a str")
     try:
-        value.encode()
+        encoded = str.encode(value)
     except UnicodeEncodeError:
         msg = f"{name} holds a lone surrogate: give text that UTF-8 can carry"
         raise ValueError(msg) from None
-    return value
+    # Of a caller's own class of str too, which msgpack would not encode.
+    return value if type(value) is str else encoded.decode()
 
 
 def check_pid(value: object) -> int:
     """Return ``value`` as a process id."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        msg = "pid"
-        raise _WrongTypeError(msg, value, "a process id")
-    if not 0 < value <= _LAST_PID:
-        msg = f"pid is {value!r}: it must be 1 to {_LAST_PID}"
+    number = _as_int("pid", value, "a process id")
+    if not 0 < number <= _LAST_PID:
+        msg = f"pid is {shown(number)}: it must be 1 to {_LAST_PID}"
         raise ValueError(msg)
-    return value
+    return number
 
 
 def check_mode(value: object) -> int:
     """Return ``value`` as a file mode that lets the owner read and write and none execute."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        msg = "mode"
-        raise _WrongTypeError(msg, value, "a file mode such as 0o600")
-    if value not in _MODES:
-        msg = f"mode is {value:#o}: it must be 0o600, with 0o040 or 0o004 for others to read"
+    number = _as_int("mode", value, "a file mode such as 0o600")
+    if number not in _MODES:
+        given = f"{number:#o}" if abs(number) < 1 << 16 else shown(number)
+        msg = f"mode is {given}: it must be 0o600, with 0o040 or 0o004 for others to read"
         raise ValueError(msg)
-    return value
+    return number
 
 
-class _WrongTypeError(TypeError):
-    """An argument of a type that it cannot have."""
+# Spelled out, because int(text, 16) takes underscores and the digits of other scripts.
+_ID_TEXT: Final = re.compile(
+    r"(?:session_)?([0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})",
+    re.ASCII | re.IGNORECASE,
+)
 
-    def __init__(self, name: str, value: object, wanted: str) -> None:
-        super().__init__(f"{name} is of type {type(value).__name__}: it must be {wanted}")
+
+def parse_session_id(value: object) -> UUID:
+    """Return the id that ``value`` is or spells.
+
+    Raises:
+        InvalidSessionId: where it is neither.
+    """
+    if isinstance(value, UUID):
+        return value if type(value) is UUID else UUID(int=value.int)
+    match = _ID_TEXT.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise InvalidSessionId(shown(value))
+    return UUID(match[1])
+
+
+def shown(value: object) -> str:
+    """Return a short text of any value; its repr is a stranger's code and may fail."""
+    try:
+        return repr(value)[:80]
+    except Exception:  # noqa: BLE001 - an int of many digits, or whatever a stranger's repr raises
+        return f"a {type(value).__name__}"
+
+
+def _as_int(name: str, value: object, wanted: str) -> int:
+    """Return ``value`` as an int, numpy's ints too; a bool is none."""
+    if isinstance(value, bool):
+        raise _wrong_type(name, value, wanted)
+    try:
+        return operator.index(value)  # type: ignore[arg-type]  # what it refuses is refused here
+    except TypeError:
+        raise _wrong_type(name, value, wanted) from None
+
+
+def _wrong_type(name: str, value: object, wanted: str) -> TypeError:
+    return TypeError(f"{name} is of type {type(value).__name__}: it must be {wanted}")

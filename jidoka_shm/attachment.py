@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, cast
 
 from . import segment
+from .cache import Cache
 from .control import ControlReader
 from .errors import CorruptRegistry, RegistryClosed, RegistryForbidden, RegistryNotFound
 from .header import TableHeader
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from .errors import JidokaError
-    from .seqlock import Found
     from .session import Session, SessionStatus
 
 #: How often a registry that is not complete is looked at again, in seconds.
@@ -69,10 +69,13 @@ class Attachment:
     Attributes:
         control: the registry's control.
         table: its sessions.
-        words: the table's index words; ``words[entry] == word`` is all that makes a hit valid.
+        words: the table's index words.
         identity: the registry's instance and the table's generation.
         is_named: returns whether the control still has its name.
-        young: hits under the id's int.
+        cache: look-ups that were made.
+        caches: whether to keep any.
+        quick_look_up: finds a session, as ``seqlock.quick_look_up`` says.
+        quick_glance: finds status and owner pid, as ``seqlock.quick_glance`` says.
         listing: the last scan.
     """
 
@@ -89,35 +92,25 @@ class Attachment:
         self.identity = (control.instance, control.generation)
         self.words = table.index.words
         self.is_named = is_named
-        self.young: dict[int, Found] = {}
-        self._old: dict[int, Found] = {}
-        # Two generations: when the young one is full it becomes the old one. Deleting a dict's
-        # first key over and over instead is linear in the keys deleted before.
-        self._half = max(cache_size // 2, min(cache_size, 1))
-        self._keeps_old = cache_size > 1
+        self.cache = Cache(cache_size)
+        self.caches = cache_size > 0
+        self.quick_look_up = table.quick_look_up
+        self.quick_glance = table.quick_glance
         self.listing = Listing(-1, {}, {})
 
     def look_up(self, session_id: UUID) -> Session | None:
-        """Return a session that ``young`` has no valid hit for, or None if it is not there."""
-        found: Found | tuple[()] | None = self._old.get(session_id.int)
-        if not found or self.words[found[0]] != found[1]:
-            # A word that changed, to empty too, means "look again from home", not "gone": the
-            # session may have been removed and created again at another entry.
-            found = self.table.at_home(session_id)
-            if found is None:
-                found = self.table.look_up(session_id)
-            if not found:
-                return None
-        if self._half:
-            if len(self.young) >= self._half:
-                self._old, self.young = (self.young if self._keeps_old else {}), {}
-            self.young[session_id.int] = found
-        return found[2]
+        """Return a session, or None if it is not there.
 
-    @property
-    def cached(self) -> int:
-        """How many look-ups it keeps."""
-        return len(self.young) + len(self._old)
+        Raises:
+            TableGone: where the table is no longer the registry's.
+            CorruptRegistry: where its slot cannot be.
+        """
+        found = self.table.look_up(session_id)
+        if found is None:
+            return None
+        if self.caches:
+            self.cache.keep(session_id, found)
+        return found[2]
 
 
 class _Detached:

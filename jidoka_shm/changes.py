@@ -12,15 +12,16 @@ from msgspec import UNSET
 from . import processes
 from .arguments import check_pid, check_seconds, check_text, check_whole
 from .control import Identity
-from .maps import encode_map
+from .maps import encode_map, encode_maps
 from .session import parse_status
 
 
 def for_create(metadata: object, llm_config: object, pid: object, ttl: object) -> dict[str, Any]:
     """Return the fields of ``Registry.create``."""
+    metadata, llm_config = encode_maps(metadata, llm_config)
     return {
-        "metadata": encode_map(metadata, "metadata"),
-        "llm_config": encode_map(llm_config, "llm_config"),
+        "metadata": metadata,
+        "llm_config": llm_config,
         "owner": None if pid is None else _owner(pid),
         "ttl": None if ttl is None else _ttl(ttl),
     }
@@ -66,6 +67,6 @@ def _ttl(seconds: object) -> int:
     """Return a time to live in nanoseconds."""
     ttl = int(check_seconds("ttl", seconds) * 1e9)
     if ttl == 0:
-        msg = "ttl is 0: give the seconds until the session expires, or None for never"
+        msg = f"ttl is {seconds}: give the seconds until the session expires, or None for never"
         raise ValueError(msg)
     return ttl

@@ -21,6 +21,8 @@ _WORD: Final = {name: offset // 8 for name, offset in CONTROL_FIELDS.items()}
 _CHANGE: Final = _WORD["change"]
 _IDENTITY: Final = _WORD["writer_pid"]
 
+_LARGEST: Final = (1 << 64) - 1
+
 #: Tries at a writer's identity, three words that only a takeover changes.
 _IDENTITY_TRIES: Final = 100
 
@@ -143,5 +145,6 @@ class ControlWriter(ControlReader):
         self._words[_IDENTITY] = 0
 
     def count(self, name: str, times: int = 1) -> None:
-        """Add to a counter."""
-        self._words[_WORD[name]] += times
+        """Add to a counter, which starts again from 0 beyond 64 bits, as a damaged one may."""
+        at = _WORD[name]
+        self._words[at] = self._words[at] + times & _LARGEST

@@ -32,6 +32,7 @@ way out.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -187,8 +188,9 @@ class RecordTooLarge(JidokaError, ValueError):
 
     def __str__(self) -> str:
         return (
-            f"the session takes {self.size} bytes and a slot holds {self.limit}: keep less in "
-            "its maps, or make the registry with a larger slot_size"
+            f"the session takes {self.size} bytes of a slot and may take {self.limit}, the rest "
+            "being kept for its end: keep less in its maps, or make the registry anew "
+            "(fresh=True) with a larger slot_size"
         )
 
 
@@ -231,6 +233,10 @@ class RegistryNotFound(JidokaError, FileNotFoundError):
 
     name: str
     timeout: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.errno = errno.ENOENT
 
     def __str__(self) -> str:
         return (
@@ -317,6 +323,10 @@ class RegistryForbidden(JidokaError, PermissionError):
 
     name: str
     uid: int | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.errno = errno.EACCES
 
     def __str__(self) -> str:
         owner = "another user" if self.uid is None else f"the user with uid {self.uid}"
@@ -408,14 +418,14 @@ class CorruptRegistry(JidokaError):
 
     def __str__(self) -> str:
         return (
-            f"damaged registry: {self.reason}; the next SessionManager drops what is damaged and "
-            "keeps the rest, fresh=True starts anew"
+            f"damaged registry: {self.reason}; a SessionManager that takes it over drops damaged "
+            "records and keeps the rest, and with fresh=True it starts anew"
         )
 
 
 @dataclass(eq=False, repr=False)
 class ReadContended(JidokaError):
-    """A read met a new commit at every one of its tries.
+    """A read met a change at every one of its tries: commits, or tables that were given up.
 
     Attributes:
         tries: how many there were.
@@ -424,4 +434,4 @@ class ReadContended(JidokaError):
     tries: int
 
     def __str__(self) -> str:
-        return f"{self.tries} tries each met a new commit of the same session: read again"
+        return f"{self.tries} tries of one read each met a new change: read again"

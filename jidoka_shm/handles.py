@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Sessions(Protocol):
-    """What manager, reader and client have in common: all that reads."""
+    """What every kind of handle offers to read by; each is a ``Mapping`` besides."""
 
     def get_session_info(self, session_id: UUID | str) -> Session:
         """Return a session."""

@@ -137,6 +137,12 @@ PAYLOAD_CRC_OFFSET: Final = 52
 #: payload_length, status.
 SLOT_HEAD: Final = struct.Struct("<16sQqqIIB")
 
+#: The same of many headers that stand one after the other.
+SLOT_HEADS: Final = struct.Struct(f"{SLOT_HEAD.format}{SLOT_HEADER_SIZE - SLOT_HEAD.size}x")
+
+#: Of the same header, what a look-up of a status or a pid needs: id, owner pid, status code.
+SLOT_BRIEF: Final = struct.Struct("<16s24xI4xB")
+
 #: The same header as a numpy dtype: the columns of ``snapshot()``.
 SLOT_DTYPE: Final = np.dtype(
     {
@@ -182,7 +188,7 @@ ALIGNMENT: Final = 64
 
 
 def _is_prime(number: int) -> bool:
-    """Return whether ``number`` is prime, by trial division (at most 4,300 steps here)."""
+    """Return whether ``number`` is prime, by trial division (at most 8,500 steps here)."""
     return number > 1 and all(number % d for d in range(2, int(number**0.5) + 1))
 
 

@@ -156,7 +156,9 @@ def _holder(name: str) -> int | None:
     try:
         if segment.size_of(descriptor) < CONTROL_SIZE:
             return None
-        writer = ControlReader(segment.map_readable(descriptor, CONTROL_SIZE)).writer()
+        control = ControlReader(segment.map_readable(descriptor, CONTROL_SIZE))
+        # Of another format the word there may be anything.
+        writer = control.writer() if control.is_ours() else None
         return None if writer is None else writer.pid
     finally:
         os.close(descriptor)

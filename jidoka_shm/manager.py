@@ -11,13 +11,12 @@ from uuid import uuid4
 from msgspec import UNSET, UnsetType
 
 from . import changes, forks, ownership, processes
-from .arguments import check_flag, check_mode, check_seconds, check_whole
+from .arguments import check_flag, check_mode, check_seconds, check_whole, parse_session_id
 from .attachment import Attachment
 from .layout import Geometry, check_name
 from .reactor import Reactor
 from .recovery import Recovery
 from .registry import Registry
-from .session import parse_session_id
 from .writer import TableWriter
 from .writes import SessionWrites, release
 
@@ -59,7 +58,8 @@ class SessionManager(SessionWrites):
             capacity: sessions that fit into a new one; one taken over keeps its own.
             slot_size: bytes a session, a multiple of 64; one taken over keeps its own.
             cleanup_delay: how long a terminated session stays visible, in seconds.
-            mode: the mode of the shared memory; 0o640 or 0o644 lets others read.
+            mode: the mode of the shared memory, of one taken over too; 0o640 or 0o644 lets others
+                read.
             fresh: discard what is there, whatever it is.
             wait: how long to wait for a living predecessor to end, in seconds.
 
@@ -91,8 +91,11 @@ class SessionManager(SessionWrites):
             self._view = Attachment(
                 self._own.control, table, is_named=self._own.is_named, cache_size=_CACHE_SIZE
             )
-            self._own.discard_others(header.generation)
+            if found:
+                self._own.discard_others(header.generation)
             self.recovery = self._take_over() if found else None
+            # It says that this process writes. Undone after the reactor's thread has ended.
+            undo.callback(self._own.control.retire_writer)
             self._reactor = Reactor(
                 f"jidoka_shm {self._name}",
                 turn=_weakly(self._expire),
@@ -144,10 +147,9 @@ class SessionManager(SessionWrites):
         self._change(self._registry.create, new_id, fields)
         return new_id
 
-    def update_session(  # noqa: PLR0913 - one argument a field
+    def update_session(  # noqa: PLR0913, PLR0917 - one argument a field
         self,
         session_id: UUID | str,
-        *,
         status: SessionStatus | str | UnsetType = UNSET,
         metadata: Map | UnsetType | None = UNSET,
         llm_config: Map | UnsetType | None = UNSET,
@@ -184,7 +186,7 @@ class SessionManager(SessionWrites):
 
         Args:
             session_id: which session.
-            error: why, if it went wrong.
+            error: why, if it went wrong; cut to what is left of the slot.
 
         Raises:
             SessionNotFound: where it is not there. One still visible as terminated is no error.

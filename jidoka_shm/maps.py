@@ -22,6 +22,7 @@ MAX_DEPTH: Final = 32
 _encode: Final = msgspec.msgpack.Encoder().encode
 _to_json: Final = msgspec.json.Encoder().encode
 _from_json: Final = msgspec.json.Decoder().decode
+_decode_both: Final = msgspec.msgpack.Decoder(tuple[Raw, Raw]).decode
 _EMPTY_MAP: Final = Raw(_encode({}))
 
 #: What the encoders raise for what they cannot take; a stranger's ``__eq__`` is not among them.
@@ -54,6 +55,16 @@ def encode_map(value: object, name: str) -> Raw:
     return Raw(packed)
 
 
+def encode_maps(metadata: object, llm_config: object) -> tuple[Raw, Raw]:
+    """Return a new session's two maps as ``encode_map`` does, tested in one go where both pass."""
+    if isinstance(metadata, dict) and isinstance(llm_config, dict):
+        packed = _pack([metadata, llm_config], MAX_DEPTH + 1)
+        if packed is not None:
+            one, other = _decode_both(packed)
+            return one, other
+    return encode_map(metadata, "metadata"), encode_map(llm_config, "llm_config")
+
+
 def _pack(value: object, room: int) -> bytes | None:
     """Return ``value`` as msgpack, or None where JSON would not bring it back equal.
 
@@ -66,12 +77,14 @@ def _pack(value: object, room: int) -> bytes | None:
     """
     try:
         text = _to_json(value)
-        if _from_json(text) != value:
+        copy = _from_json(text)
+        if copy != value:
             return None
         # Brackets in strings count as well, which only asks for the exact answer too often.
         if text.count(b"[") + text.count(b"{") > room and _is_deeper(value, room):
             return None
-        return _encode(value)
+        # The copy, which is what was tested: another thread may have changed the value since.
+        return _encode(copy)
     except _REFUSALS:
         return None
 

@@ -10,13 +10,15 @@ killed in between  the next writer finds no magic, and creates; or ``CLOSED``, o
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from . import segment, seqlock
 from .control import ControlWriter
-from .errors import CorruptRegistry
+from .errors import CorruptRegistry, RegistryForbidden
 from .header import TableHeader
 from .layout import CLOSED, CONTROL_SIZE, MOVED, control_name, table_name
 from .lock import WriterLock, find_control, make_control
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from .table import SessionTable
 
 
+_log = logging.getLogger("jidoka_shm")
+
+
 class Ownership:
     """A registry whose lock this process holds.
 
@@ -38,11 +43,11 @@ class Ownership:
     """
 
     def __init__(self, lock: WriterLock, *, mode: int) -> None:
-        """Map the control, at its full size.
+        """Map the control; one that is not complete is brought to its full size.
 
         Args:
             lock: the registry's lock, taken.
-            mode: the mode of its objects, those that are there too.
+            mode: the mode of its objects, those that are taken over too.
 
         Raises:
             RegistryFull: where /dev/shm has no room.
@@ -54,10 +59,7 @@ class Ownership:
         # A descriptor of its own: the lock's is never mapped.
         descriptor = segment.open_writable(control_name(self.name))
         try:
-            segment.set_mode(descriptor, mode)
-            if segment.size_of(descriptor) < CONTROL_SIZE:
-                segment.reserve(descriptor, CONTROL_SIZE)
-            self.control = ControlWriter(segment.map_writable(descriptor, CONTROL_SIZE))
+            self.control = ControlWriter(_map_control(descriptor))
         finally:
             os.close(descriptor)
 
@@ -81,9 +83,13 @@ class Ownership:
 
     def create_table(self, geometry: Geometry, writer: Identity) -> tuple[Memory, TableHeader]:
         """Make the registry's first table, then its control complete: readers may attach."""
+        segment.set_mode(self._lock.descriptor, self._mode)
         self.control.clear()
         self._discard_tables()
-        header = TableHeader(uuid4(), 1, geometry, 0)
+        # One that is still there is another user's, and cannot be removed.
+        taken = set(self._tables())
+        generation = next(number for number in itertools.count(1) if number not in taken)
+        header = TableHeader(uuid4(), generation, geometry, 0)
         name = table_name(self.name, header.generation)
         handle = segment.Handle(segment.create(name))
         try:
@@ -107,6 +113,7 @@ class Ownership:
             CorruptRegistry: where the table is there and is not the control's.
         """
         self.control.check_format(self.name)
+        segment.set_mode(self._lock.descriptor, self._mode)
         generation = self.control.generation
         memory = self._map_table(generation)
         if memory is None:
@@ -125,6 +132,8 @@ class Ownership:
             handle = segment.Handle(segment.open_writable(table_name(self.name, generation)))
         except FileNotFoundError:
             return None
+        except PermissionError:
+            raise RegistryForbidden(self.name, None) from None
         segment.check_owner(handle.descriptor, self.name)
         segment.set_mode(handle.descriptor, self._mode)
         size = segment.size_of(handle.descriptor)
@@ -160,6 +169,11 @@ class Ownership:
             header = None if memory is None else TableHeader.read(memory)
         except CorruptRegistry:
             memory = header = None
+        except RegistryForbidden:
+            # Whoever made it, it is not in this registry's way; no name of a user's own choice
+            # may keep the owner from ending or starting one.
+            _log.warning("%s is another user's: left alone", table_name(self.name, generation))
+            return
         if memory is not None and header is not None:
             seqlock.overwrite(_index(memory, header.geometry), word)
         segment.unlink(table_name(self.name, generation))
@@ -171,8 +185,8 @@ class Ownership:
         if not self.is_named():
             return
         if self.control.is_ours():
-            # Odd for ever, before the index: no list that a reader kept outlives its registry.
-            seqlock.hold(self.control.change, seqlock.last_version(self.control.change) + 1)
+            # Before the index: no list that a reader kept outlives its registry.
+            seqlock.end(self.control.change)
         self._discard_tables()
         segment.unlink(control_name(self.name))
 
@@ -188,13 +202,21 @@ class Ownership:
 
         The names may be another registry's by now; only a table that is this one's loses its own.
         """
-        change = self.control.change
-        seqlock.hold(change, seqlock.last_version(change) + 1)
+        seqlock.end(self.control.change)
         seqlock.overwrite(table.index.words, CLOSED)
         if self._table is not None and self._table.is_named():
             segment.unlink(table_name(self.name, self.control.generation))
         if self.is_named():
             segment.unlink(control_name(self.name))
+
+
+def _map_control(descriptor: int) -> Memory:
+    """Return a control's memory; a copy of one too small to be a registry's, which stays as is."""
+    if segment.size_of(descriptor) < CONTROL_SIZE:
+        if segment.is_begun(descriptor):
+            return bytearray(os.pread(descriptor, CONTROL_SIZE, 0).ljust(CONTROL_SIZE, b"\0"))
+        segment.reserve(descriptor, CONTROL_SIZE)
+    return segment.map_writable(descriptor, CONTROL_SIZE)
 
 
 def _index(memory: Memory, geometry: Geometry) -> seqlock.Words:
@@ -239,8 +261,10 @@ def claim(  # noqa: PLR0913 - a manager's own options
                 return own, *opened, True
             own.destroy()
         except BaseException:
-            _discard_incomplete(lock)
-            lock.release()
+            try:
+                _discard_incomplete(lock)
+            finally:
+                lock.release()
             raise
         lock.release()
         fresh = False
@@ -249,10 +273,11 @@ def claim(  # noqa: PLR0913 - a manager's own options
 def _discard_incomplete(lock: WriterLock) -> None:
     """Remove the names of a registry whose making failed: no reader ever had it."""
     if not segment.is_begun(lock.descriptor):
-        for name in list(segment.names()):
-            if name.startswith(f"{control_name(lock.name)}."):
-                segment.unlink(name)
+        # First, for it needs no descriptor, and there may be none left.
         segment.unlink(control_name(lock.name))
+        for name in list(segment.names()):
+            if name.startswith(f"{control_name(lock.name)}.") and segment.is_own(name):
+                segment.unlink(name)
 
 
 def remove(name: str, *, instance: UUID | None = None) -> None:

@@ -39,7 +39,7 @@ def is_alive(identity: Identity) -> bool | None:
 
     It cannot for a process of another pid namespace, or where /proc does not show it.
     """
-    if identity.namespace != own_namespace():
+    if not identity.namespace or identity.namespace != own_namespace():
         return None
     try:
         return _start_time(identity.pid) == identity.start
@@ -51,7 +51,7 @@ def _exists(pid: int) -> bool:
     """Return whether a pid is in use, by a signal that is not sent."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 #: that it shares with the parent.
 _abandoned: Final[list[asyncio.AbstractEventLoop]] = []
 
+#: How long a thread that was made may take to begin, in seconds.
+_BEGIN: Final = 0.5
+
 #: How often ``watch`` is called, in seconds.
 _WATCH_INTERVAL: Final = 0.5
 
@@ -47,12 +50,17 @@ class Reactor:
         self._asked: int | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._loop.call_later(_WATCH_INTERVAL, self._tick)
+        self._began = threading.Event()
+        self._given_up = False
         try:
             self._thread = threading.Thread(target=self._run, name=name, daemon=True)
             forks.register(self)
             self._thread.start()
-        except BaseException:
+        except RuntimeError:
             self._loop.close()
+            raise
+        except BaseException:
+            self._give_up()
             raise
 
     def wake_at(self, deadline: int | None) -> None:
@@ -92,7 +100,20 @@ class Reactor:
         loop._csock.close()  # noqa: SLF001 - the other end
         self._selector.close()
 
+    def _give_up(self) -> None:
+        """End what an interrupted start has left: a thread, or none."""
+        self._given_up = True
+        # Nobody knows whether the interrupt came before the thread was made. One that was begins
+        # within this time, or finds that it is not wanted.
+        if self._began.wait(_BEGIN):
+            self.stop()
+        else:
+            self._loop.close()
+
     def _run(self) -> None:
+        self._began.set()
+        if self._given_up:
+            return
         try:
             self._loop.run_forever()
         finally:
@@ -116,5 +137,8 @@ class Reactor:
         self._loop.call_later(_WATCH_INTERVAL, self._tick)
         # An exception between a hint and its call would leave it standing for nothing.
         self._asked = None
-        self._wake(self._turn())
-        self._watch()
+        try:
+            self._wake(self._turn())
+        finally:
+            # Else a turn that fails each time would keep a removed name from being noticed.
+            self._watch()

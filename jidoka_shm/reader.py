@@ -55,15 +55,18 @@ class SessionReader(SessionReads):
             cache_size=check_whole("cache_size", cache_size),
             verify=check_flag("verify", verify),
         )
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._closed = False
         self._view = attach(self._name, self._options)
         forks.register(self)
 
     def _attach_again(self, old: Attachment) -> None:
+        # Not under the lock: each thread waits for its own timeout and for nobody else's, and a
+        # signal handler that reads in the middle of this waits for nothing that it interrupts.
+        view = attach_again(self._name, old, self._options) if self._view is old else None
         with self._lock:
-            if self._view is old:
-                self._view = attach_again(self._name, old, self._options)
+            if view is not None and self._view is old:
+                self._view = view
             if self._closed:
                 # Closed by another thread meanwhile, which must stand.
                 self._view = detached(RegistryClosed, self._name, _CLOSED)
@@ -75,7 +78,7 @@ class SessionReader(SessionReads):
 
     def after_fork_in_child(self) -> None:
         """Replace the lock, which a thread that is not here may hold."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __enter__(self) -> Self:
         return self

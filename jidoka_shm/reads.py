@@ -13,6 +13,7 @@ from uuid import UUID
 import numpy as np
 
 from . import processes
+from .arguments import parse_session_id
 from .attachment import Attachment, Listing
 from .errors import (
     CorruptRegistry,
@@ -28,7 +29,6 @@ from .session import (
     Session,
     SessionStatus,
     decode_ids,
-    parse_session_id,
     parse_status,
 )
 from .table import TableGone
@@ -38,7 +38,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from .seqlock import Glance
+
 T = TypeVar("T")
+
+#: An attribute of an enumeration costs as much as four of a module.
+_TERMINATED: Final = SessionStatus.TERMINATED
 
 #: How often one call attaches again. Once a growth or a new instance is all that it takes.
 _ATTACHMENTS: Final = 8
@@ -66,20 +71,17 @@ class SessionReads(Mapping[UUID, Session]):
             SessionNotFound: where it is not there.
             InvalidSessionId: for what is no id.
         """
-        view = self._view
-        try:
-            hit = view.young.get(session_id.int)  # type: ignore[union-attr]  # a str is caught
-        except AttributeError:
-            hit = None
-        if hit is not None and view.words[hit[0]] == hit[1]:
-            return hit[2]
-        try:
-            if type(session_id) is UUID:
-                session = view.look_up(session_id)
-            else:
-                session = self._look_up(session_id)
-        except TableGone:
-            session = self._look_up(session_id)
+        if type(session_id) is UUID:
+            view = self._view
+            hit = view.cache.kept.get(session_id.int)
+            if hit is not None and view.words[hit[0]] == hit[1]:
+                return hit[2]
+            found = view.quick_look_up(session_id)
+            if found:
+                if view.caches:
+                    view.cache.keep(session_id, found)
+                return found[2]
+        session = self._look_up(session_id)
         if session is None:
             raise SessionNotFound(parse_session_id(session_id))
         return session
@@ -88,7 +90,8 @@ class SessionReads(Mapping[UUID, Session]):
 
     def get_session_status(self, session_id: UUID | str) -> SessionStatus:
         """Return a session's status; otherwise as ``get_session_info``, in half its time."""
-        return self._look_up_brief(session_id)[0]
+        glance = self._view.quick_glance(session_id) if type(session_id) is UUID else None
+        return (glance or self._glance(session_id))[0]
 
     def get_session_pid(self, session_id: UUID | str) -> int | None:
         """Return the pid of a session's owner process, or None where it has none.
@@ -97,10 +100,11 @@ class SessionReads(Mapping[UUID, Session]):
             SessionNotFound: where it is not there, or terminated.
             InvalidSessionId: for what is no id.
         """
-        status, pid = self._look_up_brief(session_id)
-        if status is SessionStatus.TERMINATED:
+        glance = self._view.quick_glance(session_id) if type(session_id) is UUID else None
+        status, pid = glance or self._glance(session_id)
+        if status is _TERMINATED:
             raise SessionNotFound(parse_session_id(session_id))
-        return pid
+        return pid or None
 
     @overload
     def get(self, session_id: object, /) -> Session | None: ...
@@ -108,13 +112,18 @@ class SessionReads(Mapping[UUID, Session]):
     def get(self, session_id: object, /, default: T) -> Session | T: ...
     def get(self, session_id: object, /, default: T | None = None) -> Session | T | None:
         """Return a session, or ``default`` where it is not there or ``session_id`` is no id."""
-        view = self._view
-        try:
-            hit = view.young.get(session_id.int)  # type: ignore[attr-defined]  # a str is caught
-        except AttributeError:
-            hit = None
-        if hit is not None and view.words[hit[0]] == hit[1]:
-            return hit[2]
+        if type(session_id) is UUID:
+            view = self._view
+            hit = view.cache.kept.get(session_id.int)
+            if hit is not None and view.words[hit[0]] == hit[1]:
+                return hit[2]
+            found = view.quick_look_up(session_id)
+            if found:
+                if view.caches:
+                    view.cache.keep(session_id, found)
+                return found[2]
+            if found is not None:
+                return default
         try:
             session = self._look_up(session_id)
         except InvalidSessionId:
@@ -134,13 +143,13 @@ class SessionReads(Mapping[UUID, Session]):
                 self._attach_again(view)
         raise ReadContended(_ATTACHMENTS)
 
-    def _look_up_brief(self, session_id: UUID | str) -> tuple[SessionStatus, int | None]:
+    def _glance(self, session_id: UUID | str) -> Glance:
         key = session_id if type(session_id) is UUID else parse_session_id(session_id)
         for _ in range(_ATTACHMENTS):
             view = self._view
-            hit = view.young.get(key.int)
-            if hit is not None and view.words[hit[0]] == hit[1]:
-                return hit[2].status, hit[2].pid
+            glance = view.quick_glance(key)
+            if glance:
+                return glance
             try:
                 found = view.table.find(key, view.table.copy_head)
             except TableGone:
@@ -148,7 +157,7 @@ class SessionReads(Mapping[UUID, Session]):
                 continue
             if found is None:
                 raise SessionNotFound(key)
-            return _status(key, found[2][0][6]), found[2][0][4] or None
+            return _status(key, found[2][0][6]), found[2][0][4]
         raise ReadContended(_ATTACHMENTS)
 
     # ------------------------------------------------------------------ all sessions
@@ -168,7 +177,7 @@ class SessionReads(Mapping[UUID, Session]):
         if listed is None:
             sessions = listing.sessions.values()
             if wanted is None:
-                listed = [s for s in sessions if s.status is not SessionStatus.TERMINATED]
+                listed = [s for s in sessions if s.status is not _TERMINATED]
             else:
                 listed = [s for s in sessions if s.status is wanted]
             listing.lists[wanted] = listed
@@ -256,7 +265,7 @@ class SessionReads(Mapping[UUID, Session]):
             slot_size=geometry.slot_size,
             index_size=geometry.index_size,
             table_bytes=geometry.size,
-            cached=view.cached,
+            cached=len(view.cache),
             retries=view.table.index.retries,
             **view.control.counters(),
         )

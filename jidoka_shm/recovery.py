@@ -33,10 +33,10 @@ class Recovery:
         """Say so in the log: a warning where anything was dropped."""
         _log.log(
             logging.WARNING if self.dropped else logging.INFO,
-            "took over registry %r (%s): %d sessions kept, %d damaged records dropped %s",
+            "took over registry %r (%s): %d sessions kept, %d damaged records dropped%s",
             name,
             "closed" if self.clean else "its writer died",
             self.kept,
             len(self.dropped),
-            list(self.dropped[:_NAMED]),
+            f": {list(self.dropped[:_NAMED])}" if self.dropped else "",
         )

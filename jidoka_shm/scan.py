@@ -14,7 +14,6 @@ import numpy as np
 
 from . import seqlock
 from .layout import SLOT_DTYPE
-from .session import decode_ids
 from .slots import DAMAGED
 
 if TYPE_CHECKING:
@@ -47,12 +46,10 @@ def scan_sessions(
     """
     before = seqlock.begin_scan(table.change)
     index = table.copy_index()
-    entries = np.flatnonzero(index)
+    entries = np.flatnonzero(index != 0)
     placed = dict(zip(entries.tolist(), index[entries].tolist(), strict=True))
-    copies = {}
-    for at, word in placed.items():
-        if word not in known:
-            copies[at] = table.copy_whole(word)
+    new = [at for at, word in placed.items() if word not in known]
+    copies = dict(zip(new, table.copy_many(index[new]), strict=True))
     atomic = seqlock.end_scan(table.change, before)
     doubtful = [at for at, copy in copies.items() if copy is DAMAGED]
     if not atomic:
@@ -64,9 +61,8 @@ def scan_sessions(
         if copy is not None:
             placed[at], copies[at] = word, copy
     sessions = {word: known[word] for at, word in placed.items() if at not in copies}
-    ids = decode_ids(b"".join([copy[0][0] for copy in copies.values()]))
-    for session_id, (at, copy) in zip(ids, copies.items(), strict=True):
-        sessions[placed[at]] = table.make_session(session_id, at, placed[at], copy)
+    made = table.make_sessions(placed, copies)
+    sessions.update(zip([placed[at] for at in copies], made, strict=True))
     if atomic and not doubtful:
         return before, sessions
     return None, _newest(sessions)
@@ -76,7 +72,7 @@ def scan_headers(table: SessionTable) -> tuple[int | None, NDArray[Any]]:
     """Return the slot headers of all sessions, a row each; otherwise as ``scan_sessions``."""
     before = seqlock.begin_scan(table.change)
     index = table.copy_index()
-    entries = np.flatnonzero(index)
+    entries = np.flatnonzero(index != 0)
     words = index[entries]
     rows = table.slots.copy_headers(words)
     atomic = seqlock.end_scan(table.change, before)

@@ -8,10 +8,10 @@ posix_fallocate a full /dev/shm is a SIGBUS at some later store instead of an er
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import mmap
 import os
+import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -46,6 +46,10 @@ def _open(name: str, flags: int, *, read_only: bool = False) -> int:
         PermissionError: where this user may not.
     """
     require_linux()
+    found = None if flags else _status(name)
+    if found is not None and not stat.S_ISREG(found.st_mode):
+        # Any user may put one there. To open a pipe would wait for its other end.
+        raise PermissionError(errno.EACCES, "not a shared-memory object", name)
     try:
         return int(posix_ipc.SharedMemory(name, flags, 0o600, read_only=read_only).fd)
     except posix_ipc.ExistentialError:
@@ -132,6 +136,20 @@ def check_owner(descriptor: int, name: str) -> None:
         raise RegistryForbidden(name, uid)
 
 
+def is_own(name: str) -> bool:
+    """Return whether a name is an object's of this user."""
+    found = _status(name)
+    return found is not None and stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
+
+
+def _status(name: str) -> os.stat_result | None:
+    """Return what is under a name, without opening it; None where there is nothing."""
+    try:
+        return os.lstat(f"{SHM_DIRECTORY}{name}")
+    except FileNotFoundError:
+        return None
+
+
 def same_object(one: int, other: int) -> bool:
     """Return whether two descriptors lead to one object."""
     return os.path.sameopenfile(one, other)
@@ -177,9 +195,17 @@ def is_begun(descriptor: int) -> bool:
 
 
 def unlink(name: str) -> None:
-    """Remove a name; nothing happens where there is none."""
-    with contextlib.suppress(posix_ipc.ExistentialError):
+    """Remove a name; nothing happens where there is none.
+
+    Raises:
+        PermissionError: where this user may not.
+    """
+    try:
         posix_ipc.unlink_shared_memory(name)
+    except posix_ipc.ExistentialError:
+        pass
+    except posix_ipc.PermissionsError:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name) from None
 
 
 def names() -> Iterator[str]:

@@ -10,7 +10,6 @@ A session in shared memory is a slot's header and, behind it, the array-like msg
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -20,7 +19,8 @@ import msgspec
 from msgspec import Raw, Struct
 from msgspec.structs import astuple
 
-from .errors import CorruptRegistry, InvalidSessionId
+from .arguments import check_pid, check_text, check_version, parse_session_id, shown
+from .errors import CorruptRegistry
 from .layout import STATUS_CODES
 from .maps import Map, encode_map
 
@@ -76,10 +76,17 @@ class Payload(Struct, frozen=True, array_like=True, gc=False, eq=False, kw_only=
 
     def encode(self) -> bytes:
         """Return the payload's bytes."""
-        fields = list(astuple(self))
-        while fields[-1] is None:
-            del fields[-1]
-        return _encode(fields)
+        fields = astuple(self)
+        if fields[2:] == _NO_MARKS:
+            return _encode(fields[:2])
+        count = len(fields)
+        while fields[count - 1] is None:
+            count -= 1
+        return _encode(fields[:count])
+
+
+#: What follows the maps in the record of a session that never expires and has no owner.
+_NO_MARKS: Final = (None,) * (len(Payload.__struct_fields__) - 2)
 
 
 class Session(Struct, frozen=True, gc=False, eq=False):
@@ -182,20 +189,21 @@ class Session(Struct, frozen=True, gc=False, eq=False):
         Raises:
             InvalidSessionId: for an id that is none.
             InvalidMetadata: for a map that holds anything else, naming where.
-            ValueError: for a status that is none, or a time without a zone.
+            ValueError, TypeError: for a status that is none, a time without a zone, and whatever
+                else cannot be.
         """
         created = _to_ns(datetime.now(UTC) if created_at is None else created_at)
         payload = Payload(
             metadata=encode_map(metadata, "metadata"),
             llm_config=encode_map(llm_config, "llm_config"),
             expires=None if expires_at is None else _to_ns(expires_at),
-            error=error,
+            error=None if error is None else check_text("error", error),
         )
         return cls(
             session_id=uuid4() if session_id is None else parse_session_id(session_id),
-            version=version,
+            version=check_version(version),
             status=parse_status(status),
-            pid=pid,
+            pid=None if pid is None else check_pid(pid),
             _created=created,
             _updated=created if updated_at is None else _to_ns(updated_at),
             _payload=_encoded(payload),
@@ -283,7 +291,7 @@ def decode_ids(ids: bytes) -> list[UUID]:
     return _decode_ids(b"\xdd" + count.to_bytes(4, "big") + items)
 
 
-# ---------------------------------------------------------------------------- times and ids
+# ---------------------------------------------------------------------------- times and statuses
 
 
 def _to_datetime(ns: int) -> datetime:
@@ -295,38 +303,24 @@ def _to_datetime(ns: int) -> datetime:
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def _to_ns(when: datetime | str) -> int:
+def _to_ns(when: object) -> int:
     """Return nanoseconds since the epoch of an aware datetime or its ISO 8601 text."""
     if isinstance(when, str):
         when = datetime.fromisoformat(when)
+    if not isinstance(when, datetime):
+        msg = f"{shown(when)} is no time: give an aware datetime, or its ISO 8601 text"
+        raise TypeError(msg)
     if when.tzinfo is None:
         msg = (
             f"{when.isoformat()} has no time zone: give an aware datetime, such as with tzinfo=UTC"
         )
         raise ValueError(msg)
-    since = when - _EPOCH
+    try:
+        since = when.astimezone(UTC) - _EPOCH
+    except OverflowError:
+        msg = f"{when.isoformat()} is not in the years 1 to 9999 of UTC"
+        raise ValueError(msg) from None
     return (since.days * 86_400 + since.seconds) * 1_000_000_000 + since.microseconds * 1000
-
-
-# Spelled out, because int(text, 16) takes underscores and the digits of other scripts.
-_ID_TEXT: Final = re.compile(
-    r"(?:session_)?([0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})",
-    re.ASCII | re.IGNORECASE,
-)
-
-
-def parse_session_id(value: object) -> UUID:
-    """Return the id that ``value`` is or spells.
-
-    Raises:
-        InvalidSessionId: where it is neither.
-    """
-    if isinstance(value, UUID):
-        return value if type(value) is UUID else UUID(int=value.int)
-    match = _ID_TEXT.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        raise InvalidSessionId(repr(value)[:80])
-    return UUID(match[1])
 
 
 def parse_status(value: object) -> SessionStatus:
@@ -338,5 +332,5 @@ def parse_status(value: object) -> SessionStatus:
     try:
         return SessionStatus(value)  # type: ignore[arg-type]  # what it refuses is refused here
     except ValueError:
-        msg = f"{value!r:.80} is no status: use one of {', '.join(SessionStatus)}"
+        msg = f"{shown(value)} is no status: use one of {', '.join(SessionStatus)}"
         raise ValueError(msg) from None

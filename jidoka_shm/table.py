@@ -9,6 +9,7 @@ read from the memory is checked against the geometry before it is used: damage e
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
+from uuid import UUID
 
 import numpy as np
 
@@ -23,11 +24,10 @@ from .layout import (
     SLOT_MASK,
     Geometry,
 )
-from .slots import DAMAGED, Copy, Slots, make_session
+from .slots import DAMAGED, Copy, Slots, make_session, make_sessions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from uuid import UUID
 
     from numpy.typing import NDArray
 
@@ -70,16 +70,16 @@ class SessionTable:
         self.change = change
         self.reach = view[geometry.reach_offset : geometry.reach_offset + geometry.index_size]
         self._index_size = geometry.index_size
-        # One that cannot tell refers to look_up, which this object need not hold itself for:
-        # a cycle would keep the mapping until some garbage collection.
-        self.at_home = (
-            seqlock.look_farther
-            if self.verify
-            else seqlock.home_look_up(self.index, self.reach, self.slots)
-        )
+        # Where these cannot tell, find and look_up can; made of parts, since one that held this
+        # object would be a cycle, which keeps the mapping until some garbage collection.
+        parts = (self.index, self.reach, self.slots)
+        verify = self.verify
+        self.quick_look_up = seqlock.never_quick if verify else seqlock.quick_look_up(*parts)
+        self.quick_glance = seqlock.never_quick if verify else seqlock.quick_glance(*parts)
         self._words = np.frombuffer(memory, np.uint64, geometry.entries, geometry.index_offset)
         self.copy_head = self.slots.copy_head_verified if self.verify else self.slots.copy_head
         self.copy_whole = self.slots.copy_whole_verified if self.verify else self.slots.copy_whole
+        self.copy_many = self.slots.copy_many_verified if self.verify else self.slots.copy_many
         self.copy_row = self.slots.copy_row_verified if self.verify else self.slots.copy_row
 
     # ------------------------------------------------------------------ one session
@@ -142,6 +142,23 @@ class SessionTable:
         except KeyError:
             reason = f"{_place(entry, word)} has the status code {copy[0][6]}"
             raise CorruptRegistry(reason) from None
+
+    def make_sessions(self, placed: dict[int, int], copies: dict[int, Copy]) -> list[Session]:
+        """Return the sessions that validated copies hold.
+
+        Args:
+            placed: the word of each entry, of those of ``copies`` at least.
+            copies: what was copied for it.
+
+        Raises:
+            CorruptRegistry: where one holds none.
+        """
+        try:
+            return make_sessions(copies.values())
+        except KeyError:
+            for entry, copy in copies.items():
+                self.make_session(UUID(bytes=copy[0][0]), entry, placed[entry], copy)
+            raise
 
     def _read_again(self, entry: int, copy: Callable[[int], T]) -> tuple[int, T | None]:
         """Return an entry's word and copy where a first copy was ``DAMAGED``."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from . import seqlock
-from .errors import RecordTooLarge, RegistryFull
+from .errors import CorruptRegistry, RecordTooLarge, RegistryFull
 from .layout import (
+    CLOSED,
     EMPTY,
     MAX_DISTANCE,
     ROOM_TO_END,
@@ -27,7 +28,7 @@ from .layout import (
 )
 from .session import SessionStatus
 from .slots import pack_slot
-from .table import SessionTable
+from .table import SessionTable, TableGone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from .control import ControlWriter, Identity
     from .layout import Memory
     from .session import Session
+
+
+#: An attribute of an enumeration costs as much as four of a module.
+_TERMINATED: Final = SessionStatus.TERMINATED
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +127,7 @@ class TableWriter(SessionTable):
     def _pack(self, session: Session) -> bytes:
         packed = pack_slot(session)
         limit = self.geometry.slot_size
-        if session.status is not SessionStatus.TERMINATED:
+        if session.status is not _TERMINATED:
             limit -= ROOM_TO_END
         if len(packed) > limit:
             raise RecordTooLarge(len(packed), limit)
@@ -157,6 +162,13 @@ class TableWriter(SessionTable):
             distance -= 1
         self.reach[home] = distance
 
+    def revoke(self, gone: Any) -> None:  # noqa: ANN401 - stands where many things did
+        """Make each later step of a change that is under way use ``gone``, which raises.
+
+        For a forked child that returns into the change: the memory is its parent's to write.
+        """
+        self.change = self.index = self.reach = self.slots = self.control = gone
+
     # ------------------------------------------------------------------ taking up a table
 
     def resume(self, identity: Identity, visit: Callable[[Session], None]) -> tuple[Dropped, ...]:
@@ -168,13 +180,24 @@ class TableWriter(SessionTable):
 
         Returns:
             The records that had to be dropped: one damaged, or one that doubles another.
+
+        Raises:
+            TableGone: where the table was destroyed. It must not come back to life.
+            CorruptRegistry: where the change word is beyond all versions. Nothing changed.
         """
+        if self.index.words[0] == CLOSED:
+            raise TableGone
         # From the change word, never from the index: a version that was begun may be in the index
         # or not, and this one, used for no session, is past it either way.
         version = seqlock.last_version(self.change) + 1
+        if version > VERSION_MASK:
+            reason = f"the change word is {self.change[0]}, beyond all versions"
+            raise CorruptRegistry(reason)
         seqlock.hold(self.change, version)
         self.control.publish_writer(identity)
-        sound, unsound = self._survey(visit)
+        sound, unsound, newest = self._survey(visit)
+        # A sound record newer than the change word says that damage has set the word back.
+        version = max(version, newest + 1)
         self._repair_reach(sound)
         taken = {word & SLOT_MASK for word, _ in sound.values()}
         self._free = deque(slot for slot in range(self.slots.count) if slot not in taken)
@@ -187,14 +210,17 @@ class TableWriter(SessionTable):
 
     def _survey(
         self, visit: Callable[[Session], None]
-    ) -> tuple[dict[int, tuple[int, int]], list[Dropped]]:
-        """Return word and home of each sound entry, and the others with what is wrong."""
+    ) -> tuple[dict[int, tuple[int, int]], list[Dropped], int]:
+        """Return word and home of each sound entry, the others, and the newest version."""
         sound: dict[int, tuple[int, int]] = {}
         unsound: list[Dropped] = []
+        newest = 0
         slots: set[int] = set()
         ids: set[int] = set()
         words = self.index.words
-        for entry in np.flatnonzero(self._words).tolist():
+        # The newest first, so that of two records of one id the older one is dropped.
+        entries = np.flatnonzero(self._words)
+        for entry in entries[np.argsort(~self._words[entries], kind="stable")].tolist():
             word = words[entry]
             session = self.slots.inspect(word)
             if isinstance(session, str):
@@ -210,8 +236,9 @@ class TableWriter(SessionTable):
                 slots.add(word & SLOT_MASK)
                 ids.add(key)
                 sound[entry] = (word, home)
+                newest = max(newest, session.version)
                 visit(session)
-        return sound, unsound
+        return sound, unsound, newest
 
     def _repair_reach(self, sound: dict[int, tuple[int, int]]) -> None:
         """Store each reach that is not what the sound entries need, once."""

@@ -25,6 +25,7 @@ from .errors import (
 )
 from .reads import SessionReads
 from .registry import Instant, Registry
+from .table import TableGone
 
 if TYPE_CHECKING:
     import weakref
@@ -40,6 +41,8 @@ T = TypeVar("T")
 _log = logging.getLogger("jidoka_shm")
 
 _CLOSED: Final = "this manager is closed"
+_DESTROYED: Final = "another process destroyed it"
+_REMOVED: Final = "its names were removed from /dev/shm"
 
 
 class SessionWrites(SessionReads):
@@ -69,13 +72,23 @@ class SessionWrites(SessionReads):
                     # These are raised before the first store, so nothing was interrupted.
                     self._interrupted = False
                     raise
+                except TableGone:
+                    # Another manager destroyed the table; or a word is damaged, and dropped now.
+                    self._resume()
+                    result = change(session_id, now=_now(), **fields)
                 deadline = self._registry.next_deadline()
                 self._interrupted = False
         finally:
+            # As _close_if_wanted, without the call: this is every change's way.
             if self._close_wanted:
                 self.close()
         self._reactor.wake_at(deadline)
         return result
+
+    def _close_if_wanted(self) -> None:
+        """Do what a handler's ``close`` in the middle of a call has put off."""
+        if self._close_wanted:
+            self.close()
 
     def _refuse_reentry(self) -> None:
         """Raise ``ReentrantCall`` in a signal handler or finalizer that runs inside a change."""
@@ -86,8 +99,12 @@ class SessionWrites(SessionReads):
 
     def check(self) -> list[str]:
         """Return what is wrong with the registry; as for a reader, and between two changes."""
-        with self._lock:
-            return super().check()
+        self._refuse_reentry()
+        try:
+            with self._lock:
+                return super().check()
+        finally:
+            self._close_if_wanted()
 
     def _prepare(self) -> None:
         """Get ready for a change; the lock is held.
@@ -97,26 +114,46 @@ class SessionWrites(SessionReads):
         """
         self._view.table  # noqa: B018 - a detached view raises
         if self._interrupted:
-            self._registry.resume(processes.own_identity())
+            self._resume()
         # Stands until the change has ended whole: after a KeyboardInterrupt or MemoryError it is
         # not known how far this process's own free slots and deadlines were brought.
         self._interrupted = True
 
+    def _resume(self) -> None:
+        """Make anew what this process knows of the table.
+
+        Raises:
+            RegistryClosed: where another manager has destroyed it.
+        """
+        try:
+            self._registry.resume(processes.own_identity())
+        except TableGone:
+            self._let_go(_DESTROYED)
+            raise RegistryClosed(self._name, _DESTROYED) from None
+
     def _expire(self) -> int | None:
         """Do what is due and return the next deadline; called by the reactor."""
-        with self._lock:
-            try:
-                self._prepare()
-            except (RegistryClosed, ForkedHandle):
-                return None
-            try:
-                self._registry.expire(_now())
-            except CorruptRegistry as error:
-                # One damaged record must not keep all that is due after it waiting.
-                _log.error("recovering registry %r: %s", self._name, str(error))
-                self._registry.resume(processes.own_identity())
-            self._interrupted = False
-            return self._registry.next_deadline()
+        try:
+            with self._lock:
+                try:
+                    self._prepare()
+                    self._expire_due()
+                except (RegistryClosed, ForkedHandle):
+                    return None
+                self._interrupted = False
+                return self._registry.next_deadline()
+        finally:
+            self._close_if_wanted()
+
+    def _expire_due(self) -> None:
+        try:
+            self._registry.expire(_now())
+        except CorruptRegistry as error:
+            # One damaged record must not keep all that is due after it waiting.
+            _log.error("recovering registry %r: %s", self._name, str(error))
+            self._resume()
+        except TableGone:
+            self._resume()
 
     def _watch(self) -> None:
         """Close the registry for everybody if its names were removed; called by the reactor."""
@@ -127,12 +164,12 @@ class SessionWrites(SessionReads):
                 return
             _log.error("the names of registry %r were removed: closing it", self._name)
             self._own.end(self._registry.table)
-            self._let_go("its names were removed from /dev/shm")
+            self._let_go(_REMOVED)
         self._reactor.stop()
-        self._own.release()
+        self._release(_REMOVED)
 
     def _attach_again(self, old: Attachment) -> NoReturn:  # noqa: ARG002 - nothing can follow
-        raise RegistryClosed(self._name, "its table was given up")
+        raise RegistryClosed(self._name, _DESTROYED if self._own.is_named() else _REMOVED)
 
     # ------------------------------------------------------------------ the end
 
@@ -150,6 +187,10 @@ class SessionWrites(SessionReads):
             self._let_go(_CLOSED)
         # Not under the lock, for which the reactor may be waiting in its own thread.
         self._reactor.stop()
+        self._release(_CLOSED)
+
+    def _release(self, reason: str) -> None:
+        """Let go of lock and memory, once."""
         with self._lock:
             # Under it, or another thread's close could say that the next manager had closed.
             if not self._released:
@@ -157,7 +198,7 @@ class SessionWrites(SessionReads):
                 self._finalizer.detach()
                 self._released = True
                 # A closed manager that is kept must not keep the memory of its registry.
-                gone: Any = detached(RegistryClosed, self._name, _CLOSED)
+                gone: Any = detached(RegistryClosed, self._name, reason)
                 self._own = self._registry = gone
 
     def unlink(self) -> None:
@@ -189,7 +230,11 @@ class SessionWrites(SessionReads):
     def after_fork_in_child(self) -> None:
         """Make every later call in the child raise ``ForkedHandle``."""
         self._forked = self._closed = True
-        self._view = detached(ForkedHandle, self._name)
+        gone: Any = detached(ForkedHandle, self._name)
+        if not self._released:
+            # A fork in the middle of a change may return into it here.
+            self._registry.revoke(gone)
+        self._view = self._registry = gone
         self._lock = threading.RLock()
         self._finalizer.detach()
 

@@ -19,7 +19,8 @@ from support import ME, at, make_registry, make_writer, reader_of, successor_of
 
 from jidoka_shm import ownership, segment, seqlock
 from jidoka_shm.attachment import Attachment
-from jidoka_shm.errors import RegistryClosed
+from jidoka_shm.control import Identity
+from jidoka_shm.errors import RegistryClosed, SessionNotFound
 from jidoka_shm.layout import CLOSED
 from jidoka_shm.maps import encode_map
 from jidoka_shm.reads import SessionReads
@@ -58,7 +59,7 @@ class Reader(SessionReads):
     def remembered(self) -> object:
         view = self._view
         return (
-            [(key, hit[1]) for key, hit in view.young.items()],
+            [(key, hit[1]) for key, hit in view.cache.kept.items()],
             view.listing.change,
             list(view.listing.sessions),
         )
@@ -190,12 +191,17 @@ def run(registry: Registry, script: str, *, later: int = 0) -> None:
         maps = {"metadata": encode_map({"of": str(key), "n": moment}, "m")}
         if word[0] == "+":
             maps["llm_config"] = encode_map(None, "l")
-            registry.create(key, owner=None, ttl=None, now=at(moment), **maps)
+            registry.create(key, owner=_owner(moment), ttl=None, now=at(moment), **maps)
         elif word[0] == "-":
             entry, _, _ = registry.table.look_up(key)
             registry.table.remove(entry)
         else:
-            registry.update(key, now=at(moment), **maps)
+            registry.update(key, owner=_owner(moment), now=at(moment), **maps)
+
+
+def _owner(moment: int) -> Identity:
+    """Return an owner that no other change of a script has."""
+    return Identity(moment // 1000, 1, 1)
 
 
 def oracle(writer: TableWriter, state: State) -> dict[UUID, tuple[int, int]]:
@@ -230,6 +236,23 @@ def check_look_up(scenario: Scenario, outcome: Outcome) -> None:
     else:
         check_session(X, outcome.value)
         assert outcome.value.version in versions, (outcome.value.version, versions)
+
+
+def check_glance(scenario: Scenario, outcome: Outcome) -> None:
+    """The pid is that of one moment of the look-up, or the session was not there at one."""
+    pids = [
+        _pid(scenario.writer, state, X)
+        for state in scenario.states[outcome.first : outcome.last + 1]
+    ]
+    assert outcome.value in pids, (outcome.value, pids)
+
+
+def _pid(writer: TableWriter, state: State, key: UUID) -> int | None:
+    found = oracle(writer, state).get(key)
+    if found is None:
+        return None
+    slot = writer.geometry.slots_offset + (found[1] & 0xFFFFFF) * writer.geometry.slot_size
+    return struct.unpack_from("<I", state[1], slot + 40)[0]
 
 
 def check_two_look_ups(scenario: Scenario, outcome: Outcome) -> None:
@@ -313,6 +336,13 @@ def look_up(reader: Reader) -> object:
 def look_up_twice(reader: Reader) -> object:
     first = reader.get(X)
     return first, reader.get(X)
+
+
+def glance(reader: Reader) -> object:
+    try:
+        return reader.get_session_pid(X)
+    except SessionNotFound:
+        return None
 
 
 def list_all(reader: Reader) -> object:

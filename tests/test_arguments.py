@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tables import copies_of
 
 from jidoka_shm.arguments import (
     check_flag,
@@ -69,7 +70,7 @@ def test_a_negative_number_is_refused(value: int) -> None:
         check_whole("cache_size", value)
 
 
-@pytest.mark.parametrize("value", [None, True, 1.0, "1", np.int64(1)], ids=repr)
+@pytest.mark.parametrize("value", [None, True, 1.0, "1", np.float64(1)], ids=repr)
 def test_what_is_no_int_is_refused(value: object) -> None:
     wanted = f"^cache_size is of type {type(value).__name__}: it must be a whole number$"
     with pytest.raises(TypeError, match=wanted):
@@ -175,3 +176,50 @@ def test_the_error_names_the_argument(check: Callable[[str, object], object]) ->
 def test_the_error_names_the_type(check: Callable[[object], object]) -> None:
     with pytest.raises(TypeError, match="of type object: "):
         check(object())
+
+
+@pytest.mark.parametrize("check", [check_whole, lambda name, value: check_pid(value)])
+def test_an_int_of_numpys_is_an_int(check: Callable) -> None:
+    """The columns of a snapshot are such."""
+    number = check("n", np.uint64(7))
+    assert number == 7
+    assert type(number) is int
+
+
+class Unshowable:
+    def __repr__(self) -> str:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    "value", [10**5000, -(10**5000), Unshowable()], ids=["large", "small", "stranger"]
+)
+def test_a_value_that_cannot_be_shown_is_refused_with_a_clear_error(value: object) -> None:
+    for check in (
+        lambda: check_whole("number", value),
+        lambda: check_pid(value),
+        lambda: check_mode(value),
+        lambda: check_seconds("seconds", value),
+        lambda: check_text("text", value),
+        lambda: check_flag("flag", value),
+    ):
+        with pytest.raises((TypeError, ValueError), match=r"^(number|pid|mode|seconds|text|flag) "):
+            check()
+
+
+def test_a_str_of_a_callers_own_class_comes_back_as_a_str() -> None:
+    class Shout(str):
+        __slots__ = ()
+
+        def __str__(self) -> str:
+            return self.upper()
+
+    text = check_text("error", Shout("boom"))
+    assert text == "boom"
+    assert type(text) is str
+
+
+def test_an_error_of_a_type_survives_pickling() -> None:
+    with pytest.raises(TypeError) as caught:
+        check_flag("fresh", 1)
+    assert {str(one) for one in copies_of(caught.value)} == {str(caught.value)}

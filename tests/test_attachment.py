@@ -417,14 +417,14 @@ class Cache:
         table = reader_of(self.writer)
         self.view = Attachment(self.writer.control, table, is_named=lambda: True, cache_size=size)
         self.looks = 0
-        for step in ("at_home", "look_up"):
+        for step in ("quick_look_up", "look_up"):
             setattr(table, step, self._counting(getattr(table, step), step))
 
     def _counting(self, look: Callable[[UUID], Any], step: str) -> Callable[[UUID], Any]:
         def count_and_look(session_id: UUID) -> object:
             found = look(session_id)
             # A look at home that cannot tell is followed by the other one.
-            self.looks += not (step == "at_home" and found is None)
+            self.looks += not (step == "quick_look_up" and found is None)
             return found
 
         return count_and_look

@@ -152,7 +152,7 @@ def test_any_time_to_live_is_a_positive_int_of_63_bits(seconds: float) -> None:
 @both
 @pytest.mark.parametrize("seconds", [0, 0.0, 1e-10, 5e-324])
 def test_a_time_to_live_of_nothing_is_refused(make: object, seconds: float) -> None:
-    with pytest.raises(ValueError, match=r"^ttl is 0: give the seconds until"):
+    with pytest.raises(ValueError, match=r"^ttl is .*: give the seconds until"):
         make(ttl=seconds)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import inspect
 import re
 from dataclasses import fields
@@ -67,7 +68,7 @@ CASES: list[tuple[JidokaError, str]] = [
     (ReentrantCall("agents"), "set a flag"),
     (FormatMismatch("agents", 7, 1), "fresh=True"),
     (FormatMismatch("agents", None, 1), "unknown format"),
-    (CorruptRegistry("entry 7 holds no session"), "the next SessionManager"),
+    (CorruptRegistry("entry 7 holds no session"), "takes it over"),
     (ReadContended(1001), "read again"),
 ]
 
@@ -193,3 +194,11 @@ def test_an_outcome_is_known_unless_said() -> None:
 
 def test_the_base_has_no_facts() -> None:
     assert JidokaError().args == ()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(RegistryNotFound("a", 0), errno.ENOENT), (RegistryForbidden("a", 0), errno.EACCES)],
+)
+def test_an_error_of_the_system_has_its_number(error: OSError, code: int) -> None:
+    assert {one.errno for one in copies_of(error)} == {error.errno} == {code}

@@ -10,6 +10,7 @@ from interleavings import (
     Destruction,
     Scenario,
     check_closed,
+    check_glance,
     check_headers,
     check_list,
     check_look_up,
@@ -17,6 +18,7 @@ from interleavings import (
     check_two_look_ups,
     check_versions,
     closed_then_list,
+    glance,
     headers,
     list_all,
     list_see_list,
@@ -85,6 +87,10 @@ def _explore(check: object, cases: list[Scenario]) -> None:
 
 def test_a_look_up_finds_what_was_there(first: str, verify: bool) -> None:
     _explore(check_look_up, _cases(first, look_up, verify=verify))
+
+
+def test_a_glance_finds_what_was_there(first: str, verify: bool) -> None:
+    _explore(check_glance, _cases(first, glance, verify=verify))
 
 
 def test_a_cached_look_up_finds_what_was_there(first: str, verify: bool) -> None:

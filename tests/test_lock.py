@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from host import Script, descriptors_of, in_child, objects_of, path_of
-from support import ME, wait_until
+from support import INSTANCE, ME, wait_until
 
 from jidoka_shm import segment
 from jidoka_shm.control import ControlWriter
@@ -43,7 +43,9 @@ def _name_writer(name: str) -> None:
     """Fill a control as a writer does once it has the lock."""
     descriptor = segment.open_writable(f"/jidoka_shm.{name}")
     segment.reserve(descriptor, CONTROL_SIZE)
-    ControlWriter(segment.map_writable(descriptor, CONTROL_SIZE)).publish_writer(ME)
+    control = ControlWriter(segment.map_writable(descriptor, CONTROL_SIZE))
+    control.initialize(INSTANCE, 1, ME)
+    control.complete()
     os.close(descriptor)
 
 
@@ -75,6 +77,16 @@ def test_a_second_holder_is_refused_with_the_firsts_pid(name: str, open_control:
         WriterLock(name, wait=0, open_control=open_control)
     assert (caught.value.name, caught.value.pid) == (name, ME.pid)
     assert "SessionReader" in str(caught.value)
+    lock.release()
+
+
+def test_a_pid_is_not_read_from_an_object_of_another_format(name: str) -> None:
+    lock = _take(name)
+    segment.reserve(lock.descriptor, CONTROL_SIZE)
+    os.pwrite(lock.descriptor, b"X" * CONTROL_SIZE, 0)
+    with pytest.raises(WriterAlreadyRunning) as caught:
+        _take(name)
+    assert caught.value.pid is None
     lock.release()
 
 

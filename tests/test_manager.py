@@ -17,6 +17,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
+import host
 import pytest
 from host import (
     Script,
@@ -1282,6 +1283,62 @@ def test_a_close_is_done_though_the_change_it_interrupts_fails(
         len(manager)
 
 
+@pytest.mark.parametrize("call", ["check", "_expire"])
+def test_a_close_in_the_middle_of_any_call_is_done_when_it_ends(
+    name: str, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = _manager(name)
+    inside = []
+
+    def be_interrupted(*_: object) -> list[str]:
+        manager.close()
+        inside.append(manager._closed)
+        with pytest.raises(ReentrantCall):
+            manager.check()
+        return []
+
+    monkeypatch.setattr(TableWriter, "check", be_interrupted)
+    monkeypatch.setattr(Registry, "expire", be_interrupted)
+    getattr(manager, call)()
+    assert False in inside
+    with pytest.raises(RegistryClosed):
+        len(manager)
+    assert manager._released
+
+
+def test_a_manager_that_cannot_start_its_thread_is_not_taken_for_a_living_writer(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _manager(name).close()
+
+    def refuse(_: threading.Thread) -> None:
+        msg = "can't start new thread"
+        raise RuntimeError(msg)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="new thread"):
+            _manager(name)
+    with SessionReader(name) as reader:
+        assert reader.writer_alive is False
+    with _manager(name) as manager:
+        assert manager.recovery is not None
+        assert manager.recovery.clean
+
+
+def test_a_counter_at_its_end_stops_no_change(manager: SessionManager) -> None:
+    control = manager._own.control
+    control._words[CONTROL_FIELDS["created"] // 8] = 2**64 - 1
+    sid = manager.create_session()
+    assert sid in manager
+    assert manager.stats().created == 0
+
+
+def test_update_takes_its_fields_by_position_too(manager: SessionManager) -> None:
+    sid = manager.create_session()
+    assert manager.update_session(sid, "active", {"a": 1}).metadata == {"a": 1}
+
+
 def test_an_interrupt_in_mid_change_is_repaired_by_the_next_call(
     manager: SessionManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1529,6 +1586,54 @@ def test_a_fork_in_mid_change_leaves_the_child_no_lock(
     assert manager.check() == []
 
 
+def test_a_child_that_returns_into_a_change_changes_nothing(
+    manager: SessionManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory is shared: a change that went on in both would commit one version twice."""
+    known = manager.create_session({"n": 0})
+    children: list[int] = []
+    go, began = os.pipe()
+    end, ended = os.pipe()
+    insert, replace = TableWriter._commit, TableWriter.replace
+
+    def fork_before(method: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any) -> None:  # noqa: ANN401 - a table's
+            if not children:
+                pid = host.fork()
+                children.append(pid)
+                if not pid:
+                    os.read(go, 1)
+            method(*arguments)
+
+        return call
+
+    for method, original in (("_commit", insert), ("replace", replace)):
+        children.clear()
+        monkeypatch.setattr(TableWriter, method, fork_before(original))
+        try:
+            manager.update_session(known, metadata={"n": 1})
+        except ForkedHandle:
+            if children == [0]:
+                os.write(ended, b"1")
+        except BaseException:
+            if children == [0]:
+                os.write(ended, b"0")
+            raise
+        finally:
+            if children == [0]:
+                os._exit(0)
+        monkeypatch.setattr(TableWriter, method, original)
+        for n in range(20):
+            manager.update_session(known, metadata={"n": n})
+        os.write(began, b"!")
+        assert exit_code(children[0]) == 0
+        assert os.read(end, 1) == b"1"
+        assert manager[known].metadata == {"n": 19}
+        assert manager.check() == []
+    for descriptor in (go, began, end, ended):
+        os.close(descriptor)
+
+
 def test_a_child_that_lives_on_does_not_keep_the_registry(name: str) -> None:
     manager = _manager(name)
     end, begin = os.pipe()
@@ -1607,6 +1712,39 @@ def test_names_removed_by_hand_close_the_registry_for_everybody(
                 call()
         manager.unlink()
     assert objects_of(name) == set()
+
+
+@pytest.mark.parametrize("change", ["create", "update", "expire"])
+def test_a_table_that_another_manager_destroyed_does_not_come_back_to_life(
+    name: str, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a name's removal and the watch that notices it, a successor may be there."""
+    monkeypatch.setattr(reactor, "_WATCH_INTERVAL", 1000)
+    with _manager(name) as manager:
+        sid = manager.create_session()
+
+        def do() -> None:
+            if change == "create":
+                manager.create_session(session_id=sid)
+            elif change == "update":
+                manager.update_session(sid, status="active")
+            else:
+                manager._interrupted = True
+                assert manager._expire() is None
+                len(manager)
+
+        table = manager._registry.table
+        path_of(name).unlink()
+        with _manager(name) as successor:
+            assert set(table.index.words) == {2}
+            new = successor.create_session(session_id=sid)
+            for _ in range(3):
+                with pytest.raises(RegistryClosed):
+                    do()
+            assert set(table.index.words) == {2}
+            assert list(successor) == [new]
+            assert successor.check() == []
+            successor.unlink()
 
 
 def test_names_removed_by_hand_make_room_for_a_successor(

@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tables import json_maps, json_values, leaves
 
+from jidoka_shm import maps
 from jidoka_shm.errors import InvalidMetadata
 from jidoka_shm.maps import MAX_DEPTH, encode_map
 
@@ -487,3 +488,19 @@ def test_depth_counts_wherever_it_is(depth: int, beside: int, as_list: bool) -> 
         assert _decoded(value) == value
     else:
         assert "deep" in _refused(value).path
+
+
+def test_what_is_stored_is_what_was_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may change a map between its test and its encoding."""
+    shared: dict[str, object] = {"t": 0}
+    encode = maps._encode
+
+    def change_and_encode(value: object) -> bytes:
+        shared["t"] = b"x"
+        return encode(value)
+
+    monkeypatch.setattr(maps, "_encode", change_and_encode)
+    assert _decoded(shared) == {"t": 0}
+    shared["t"] = 0
+    both = maps.encode_maps(shared, {})
+    assert [msgspec.msgpack.decode(one) for one in both] == [{"t": 0}, {}]

@@ -17,12 +17,14 @@ from interleavings import (
     Scenario,
     check_closed,
     check_end,
+    check_glance,
     check_list,
     check_look_up,
     check_seen_then_listed,
     check_two_look_ups,
     check_versions,
     closed_then_list,
+    glance,
     list_all,
     list_see_list,
     look_up,
@@ -51,9 +53,9 @@ SEEN = (see_then_list, check_seen_then_listed, {"warm": list_all})
 CASES = [
     (
         Mutant(
-            "the word is loaded again before a value is concluded, at home",
+            "the word is loaded again before a value is concluded",
             "seqlock",
-            "home_look_up",
+            "quick_look_up",
             "again = words[entry]",
             "again = word",
         ),
@@ -61,17 +63,37 @@ CASES = [
     ),
     (
         Mutant(
-            "the word is loaded again before a value is concluded, elsewhere",
+            "the word is loaded again before a neighbour is concluded",
+            "seqlock",
+            "quick_look_up",
+            "again = words[entry]",
+            "again = word",
+        ),
+        ("+x +z", "x z", *LOOK_UP),
+    ),
+    (
+        Mutant(
+            "the word is loaded again before a status is concluded",
+            "seqlock",
+            "quick_glance",
+            "again = words[entry]",
+            "again = word",
+        ),
+        ("+x", "x x", glance, check_glance, {}),
+    ),
+    (
+        Mutant(
+            "the word is loaded again before a value is concluded, in a scan",
             "seqlock",
             "SequenceWords.read",
             "again = words[entry]",
             "again = word",
         ),
-        ("+y +x", "x x", *LOOK_UP),
+        ("+x", "x x x", *LIST),
     ),
     (
         Mutant(
-            "the word is loaded again before a neighbour is concluded",
+            "the word is loaded again before a neighbour is concluded, verified",
             "seqlock",
             "SequenceWords.read",
             "again = words[entry]",
@@ -97,7 +119,7 @@ CASES = [
             "again = words[entry]",
             "again = word",
         ),
-        ("+y +x", "x x x", *LOOK_UP),
+        ("+x", "x x x", *VERIFIED),
     ),
     (
         Mutant(
@@ -179,22 +201,32 @@ CASES = [
     (
         Mutant(
             "a reach is loaded within each look-up",
-            "table",
-            "SessionTable.find",
-            "self.reach[home]",
-            "self.__dict__.setdefault('reach_was', self.reach[home])",
+            "seqlock",
+            "quick_look_up",
+            "last += reach[home]",
+            "last += look_up.__dict__.setdefault(home, reach[home])",
         ),
         ("+y", "+x", look_up_twice, check_two_look_ups, {"warm": look_up}),
     ),
     (
         Mutant(
+            "a reach is loaded within each look-up, verified",
+            "table",
+            "SessionTable.find",
+            "self.reach[home]",
+            "self.__dict__.setdefault('reach_was', self.reach[home])",
+        ),
+        ("+y", "+x", look_up_twice, check_two_look_ups, {"warm": look_up, "verify": True}),
+    ),
+    (
+        Mutant(
             "a cached session whose entry is empty is looked for again from home",
-            "attachment",
-            "Attachment.look_up",
+            "cache",
+            "Cache.look_up",
             "found: Found | tuple[()] | None = self._old.get(session_id.int)",
             "found = self.young.get(session_id.int)\n"
-            "    if found and not self.words[found[0]]:\n"
-            "        return None",
+            "    if found and not self._words[found[0]]:\n"
+            "        return ()",
         ),
         ("+y +x", "-x -y +x", *CACHED),
     ),

@@ -558,8 +558,7 @@ def test_fresh_closes_what_readers_still_have(name: str) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give an object away")
-@pytest.mark.parametrize("fresh", [False, True])
-@pytest.mark.parametrize("generation", [None, 1])
+@pytest.mark.parametrize(("generation", "fresh"), [(None, False), (None, True), (1, False)])
 def test_what_belongs_to_another_user_is_refused_and_stays(
     name: str, generation: int | None, *, fresh: bool
 ) -> None:
@@ -572,6 +571,72 @@ def test_what_belongs_to_another_user_is_refused_and_stays(
     if not fresh:
         assert (path_of(name).read_bytes(), path_of(name, 1).read_bytes()) == before
     assert path_of(name, generation).stat().st_uid == 65_534
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give an object away")
+@pytest.mark.parametrize("generation", [1, 7])
+def test_a_table_of_another_user_is_in_nobodys_way(
+    name: str, generation: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Any user may make any name in /dev/shm, so none may stand in the way of a registry's owner."""
+    header = _make(name)
+    if generation == 7:
+        path_of(name, 7).write_bytes(b"theirs")
+    os.chown(path_of(name, generation), 65_534, -1)
+    theirs = path_of(name, generation).read_bytes()
+    if generation == 7:
+        own, *_, found = _claim(name)
+        assert found
+        assert own.control.instance == header.instance
+        own.release()
+    own, _, header, _ = _claim(name, fresh=True)
+    assert header.generation != generation
+    assert f"{name}.{generation} is another user's" in caplog.text
+    own.destroy()
+    own.release()
+    assert objects_of(name) == {f".{generation}"}
+    assert path_of(name, generation).read_bytes() == theirs
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_claim_that_fails_lets_go_of_the_lock(name: str) -> None:
+    path_of(name, 7).write_bytes(b"theirs")
+    path_of(name, 7).chmod(0o600)
+
+    def claim_twice() -> None:
+        os.setuid(65_534)
+        for _ in range(2):
+            own, *_ = _claim(name)
+            own.destroy()
+            own.release()
+
+    assert in_child(claim_twice) == 0
+
+
+def test_a_foreign_object_under_the_name_is_not_even_resized(name: str) -> None:
+    path_of(name).write_bytes(b"theirs, and short")
+    path_of(name).chmod(0o640)
+    with pytest.raises(FormatMismatch):
+        _claim(name)
+    assert path_of(name).read_bytes() == b"theirs, and short"
+    assert path_of(name).stat().st_mode & 0o777 == 0o640
+    own, *_ = _claim(name, fresh=True)
+    own.destroy()
+    own.release()
+
+
+@pytest.mark.parametrize("word", [2**64 - 1, 2**64 - 2, 2**63])
+def test_a_change_word_beyond_all_versions_can_be_discarded(name: str, word: int) -> None:
+    _make(name)
+    own, *_ = _claim(name)
+    own.control.change[0] = word
+    own.release()
+    own, *_ = _claim(name, fresh=True)
+    assert own.control.change[0] == 0
+    own.control.change[0] = word
+    own.destroy()
+    own.release()
+    assert objects_of(name) == set()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -186,3 +186,13 @@ def test_a_process_that_proc_hides_is_not_called_dead(
         _refuse(patch, PermissionError)
         alive = processes.is_alive(identity)
     assert alive is not False
+
+
+@pytest.mark.parametrize("pid", [2**22 + 1, 2**31, 2**40, 2**64 - 1])
+def test_a_number_that_no_pid_can_be_is_nobody(pid: int) -> None:
+    assert processes.is_alive(Identity(pid, 1, processes.own_namespace())) is False
+
+
+def test_two_namespaces_that_are_unknown_are_not_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "own_namespace", lambda: 0)
+    assert processes.is_alive(Identity(os.getpid(), 1, 0)) is None

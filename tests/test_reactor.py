@@ -177,6 +177,21 @@ def test_a_turn_that_fails_does_not_end_it(
 # ---------------------------------------------------------------------------- watching
 
 
+def test_a_turn_that_fails_each_time_does_not_stop_the_watch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reactor_module, "_WATCH_INTERVAL", 0.001)
+    watches: list[None] = []
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with caplog.at_level(logging.CRITICAL + 1, logger="asyncio"):
+        failing = reactor_module.Reactor("failing", turn=fail, watch=lambda: watches.append(None))
+        wait_until(lambda: len(watches) > 3)
+        failing.stop()
+
+
 def test_it_watches_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.1 <= reactor_module._WATCH_INTERVAL <= 1
     monkeypatch.setattr(reactor_module, "_WATCH_INTERVAL", 0.001)
@@ -362,3 +377,36 @@ def test_a_fork_while_one_is_made_is_no_error_in_the_child(step: str) -> None:
         Reactor("a reactor of the tests", turn=lambda: None, watch=lambda: None).stop()
     """
     assert run_script(code, step) == "0\n"
+
+
+class _Interrupt(BaseException):
+    """Stands for a KeyboardInterrupt."""
+
+
+@pytest.mark.parametrize("moment", ["before", "after", "long before the thread runs"])
+def test_an_interrupted_start_leaves_no_thread_and_no_loop(
+    monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    start, run = threading.Thread.start, reactor_module.Reactor._run
+    may_run = threading.Event()
+
+    def be_interrupted(thread: threading.Thread) -> None:
+        if moment == "after":
+            start(thread)
+        elif moment != "before":
+            # As start() does it up to where it waits for the thread.
+            late.append(threading.Thread(target=lambda: (may_run.wait(), thread.run())))
+            start(late[0])
+        raise _Interrupt
+
+    late: list[threading.Thread] = []
+    monkeypatch.setattr(reactor_module, "_BEGIN", 30 if moment == "after" else 0.01)
+    monkeypatch.setattr(threading.Thread, "start", be_interrupted)
+    with pytest.raises(_Interrupt):
+        reactor_module.Reactor("interrupted", turn=lambda: None, watch=lambda: None)
+    monkeypatch.undo()
+    assert reactor_module.Reactor._run is run
+    may_run.set()
+    for thread in late:
+        thread.join()
+    assert "interrupted" not in [thread.name for thread in threading.enumerate()]

@@ -317,10 +317,17 @@ def test_attaching_again_waits_for_a_registry_that_is_being_made(
         thread = threading.Thread(target=lambda: answers.append(sid in reader))
         waiting.append(thread)
         thread.start()
-        wait_until(reader._lock.locked)
+        assert entered.wait(30)
         assert not answers
         complete(control)
 
+    def enter_and_attach(*arguments: Any) -> object:  # noqa: ANN401 - whatever it takes
+        entered.set()
+        return attach_again(*arguments)
+
+    entered = threading.Event()
+    attach_again = reader_module.attach_again
+    monkeypatch.setattr(reader_module, "attach_again", enter_and_attach)
     waiting: list[threading.Thread] = []
     monkeypatch.setattr(ownership.ControlWriter, "complete", complete_once_a_reader_waits)
     with _successor(manager.name) as successor:
@@ -330,32 +337,47 @@ def test_attaching_again_waits_for_a_registry_that_is_being_made(
         successor.unlink()
 
 
-def test_threads_that_attach_again_at_once_do_so_once(
+def test_threads_that_attach_again_at_once_do_not_wait_for_each_other(
     manager: SessionManager, reader: SessionReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attach_again = reader_module.attach_again
-    attached = []
-    all_met_it = threading.Barrier(4)
+    all_attach = threading.Barrier(4, timeout=30)
 
-    def count_and_attach(*arguments: Any) -> object:  # noqa: ANN401 - whatever it takes
-        attached.append(arguments)
+    def meet_and_attach(*arguments: Any) -> object:  # noqa: ANN401 - whatever it takes
+        all_attach.wait()
         return attach_again(*arguments)
 
-    def meet_and_attach(old: Any) -> None:  # noqa: ANN401 - an attachment
-        all_met_it.wait()
-        SessionReader._attach_again(reader, old)
-
-    monkeypatch.setattr(reader_module, "attach_again", count_and_attach)
-    monkeypatch.setattr(reader, "_attach_again", meet_and_attach)
+    monkeypatch.setattr(reader_module, "attach_again", meet_and_attach)
     manager.close()
+    found = []
     with _successor(manager.name, fresh=True) as successor:
         sid = successor.create_session()
-        threads = [threading.Thread(target=reader.get_session_info, args=(sid,)) for _ in range(4)]
+        threads = [threading.Thread(target=lambda: found.append(reader[sid])) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(attached) == 1
+        assert found == 4 * [successor[sid]]
+        successor.unlink()
+
+
+def test_a_signal_handler_may_read_while_the_reader_attaches_again(
+    manager: SessionManager, reader: SessionReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach_again = reader_module.attach_again
+    inside = []
+
+    def be_interrupted(*arguments: Any) -> object:  # noqa: ANN401 - whatever it takes
+        if not inside:
+            inside.append(None)
+            inside.append(reader.get(sid))
+        return attach_again(*arguments)
+
+    monkeypatch.setattr(reader_module, "attach_again", be_interrupted)
+    manager.close()
+    with _successor(manager.name, fresh=True) as successor:
+        sid = successor.create_session()
+        assert reader.get(sid) == inside[1] == successor[sid]
         successor.unlink()
 
 

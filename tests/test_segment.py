@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from host import exit_code, forked, path_of
 
-from jidoka_shm import segment
+from jidoka_shm import SessionManager, SessionReader, segment
 from jidoka_shm.errors import RegistryForbidden, RegistryFull, UnsupportedPlatform
 
 if TYPE_CHECKING:
@@ -305,3 +305,26 @@ def test_a_handle_closes_with_its_last_user(shm: str, name: str) -> None:
     users.pop()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
+def test_what_is_no_shared_memory_is_not_opened(name: str, kind: str) -> None:
+    """To open a pipe would wait for its other end, which is nobody's."""
+    path = path_of(name)
+    make = {
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+        "link": lambda: path.symlink_to("/dev/null"),
+    }
+    make[kind]()
+    try:
+        for attach in (segment.open_readable, segment.open_writable):
+            with pytest.raises(PermissionError):
+                attach(f"/{path.name}")
+        with pytest.raises(RegistryForbidden):
+            SessionReader(name, timeout=0)
+        with pytest.raises(RegistryForbidden):
+            SessionManager(name, fresh=True)
+        assert not segment.is_own(f"/{path.name}")
+    finally:
+        path.rmdir() if kind == "folder" else path.unlink()

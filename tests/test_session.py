@@ -630,3 +630,25 @@ def test_a_time_that_a_slots_header_can_hold_is_a_datetime(ns: int) -> None:
     session = Session(INSTANCE, 1, SessionStatus.IDLE, None, ns, ns, b"\x92\x80\x80")
     since = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=ns // 1000)
     assert session.created_at == session.updated_at == since
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("version", 0),
+        ("version", -3),
+        ("version", "1"),
+        ("pid", 0),
+        ("pid", -1),
+        ("pid", "x"),
+        ("pid", True),
+        ("error", 5),
+        ("error", "\ud800"),
+        ("created_at", 5),
+        ("updated_at", b"2026-01-01"),
+        ("expires_at", 1.5),
+    ],
+)
+def test_a_session_is_not_made_from_a_field_that_cannot_be(field: str, value: object) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"version|pid|error|no time"):
+        Session.make(**{field: value})

@@ -144,7 +144,7 @@ def make_careless(reader: SessionReader) -> None:
     """Take the second load of the word out of a reader."""
     table = reader._view.table  # noqa: SLF001 - the one place that breaks it on purpose
     table.index = CarelessWords(table.index.words)
-    table.at_home = seqlock.look_farther
+    reader._view.quick_look_up = seqlock.never_quick  # noqa: SLF001 - as above
     # A machine of weak memory order verifies each copy as well, and would see what this lets by.
     table.copy_whole = table.slots.copy_whole
 
