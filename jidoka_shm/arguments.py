@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from .errors import shown
+
 #: Longest time that any argument may give: beyond it nanoseconds would not fit 63 bits.
 _LONGEST: Final = 100 * 365.25 * 86_400
 
@@ -19,7 +21,7 @@ def check_seconds(name: str, value: object) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if 0 <= value <= _LONGEST:
             return float(value)
-        msg = f"{name} is {value!r}: it must be 0 to {_LONGEST:.0f} seconds"
+        msg = f"{name} is {shown(value)}: it must be 0 to {_LONGEST:.0f} seconds"
         raise ValueError(msg)
     raise _WrongTypeError(name, value, "a number of seconds")
 
@@ -28,10 +30,11 @@ def check_whole(name: str, value: object) -> int:
     """Return ``value`` as a whole number, 0 or more."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise _WrongTypeError(name, value, "a whole number")
-    if value < 0:
-        msg = f"{name} is {value!r}: it must be 0 or more"
+    number = int.__index__(value)
+    if number < 0:
+        msg = f"{name} is {shown(number)}: it must be 0 or more"
         raise ValueError(msg)
-    return value
+    return number
 
 
 def check_flag(name: str, value: object) -> bool:
@@ -45,12 +48,14 @@ def check_text(name: str, value: object) -> str:
     """Return ``value`` as text that UTF-8 can carry."""
     if not isinstance(value, str):
         raise _WrongTypeError(name, value, "a str")
+    # A plain one: the encoder refuses a str of another class, and only in the middle of a change.
+    text = str.__str__(value)
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError:
         msg = f"{name} holds a lone surrogate: give text that UTF-8 can carry"
         raise ValueError(msg) from None
-    return value
+    return text
 
 
 def check_pid(value: object) -> int:
@@ -58,10 +63,12 @@ def check_pid(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         msg = "pid"
         raise _WrongTypeError(msg, value, "a process id")
-    if not 0 < value <= _LAST_PID:
-        msg = f"pid is {value!r}: it must be 1 to {_LAST_PID}"
+    # A plain one: the text of an enum's member is its name, and /proc knows none of that name.
+    pid = int.__index__(value)
+    if not 0 < pid <= _LAST_PID:
+        msg = f"pid is {shown(pid)}: it must be 1 to {_LAST_PID}"
         raise ValueError(msg)
-    return value
+    return pid
 
 
 def check_mode(value: object) -> int:
@@ -69,10 +76,12 @@ def check_mode(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         msg = "mode"
         raise _WrongTypeError(msg, value, "a file mode such as 0o600")
-    if value not in _MODES:
-        msg = f"mode is {value:#o}: it must be 0o600, with 0o040 or 0o004 for others to read"
+    mode = int.__index__(value)
+    if mode not in _MODES:
+        text = f"{mode:#o}"[:80]
+        msg = f"mode is {text}: it must be 0o600, with 0o040 or 0o004 for others to read"
         raise ValueError(msg)
-    return value
+    return mode
 
 
 class _WrongTypeError(TypeError):

@@ -175,3 +175,26 @@ def test_the_error_names_the_argument(check: Callable[[str, object], object]) ->
 def test_the_error_names_the_type(check: Callable[[object], object]) -> None:
     with pytest.raises(TypeError, match="of type object: "):
         check(object())
+
+
+# ---------------------------------------------------------------------------- odd values
+
+
+class _Whole(int):
+    pass
+
+
+class _Text(str):
+    __slots__ = ()
+
+
+def test_what_is_taken_is_of_a_plain_type() -> None:
+    numbers = [
+        check_whole("cache_size", _Whole(7)),
+        check_pid(_Whole(7)),
+        check_mode(_Whole(0o600)),
+    ]
+    assert numbers == [7, 7, 0o600]
+    assert {type(number) for number in numbers} == {int}
+    assert check_text("error", _Text("a")) == "a"
+    assert type(check_text("error", _Text("a"))) is str
