@@ -118,7 +118,15 @@ class Ownership:
         if header is None or header[:2] != (self.control.instance, generation):
             reason = f"table {generation} of {self.name!r} belongs to another registry"
             raise CorruptRegistry(reason)
-        return None if _is_closed(memory, header.geometry) else (memory, header)
+        return None if self._is_closed(memory, header.geometry) else (memory, header)
+
+    def _is_closed(self, memory: Memory, geometry: Geometry) -> bool:
+        """Return whether a destruction of this table began.
+
+        It holds the change word odd, then stores to the index from the first entry on. An entry
+        alone may be damaged, and all sessions must not be given up for that.
+        """
+        return self.control.change[0] % 2 == 1 and _index(memory, geometry)[0] == CLOSED
 
     def _map_table(self, generation: int) -> Memory | None:
         try:
@@ -199,11 +207,6 @@ class Ownership:
 
 def _index(memory: Memory, geometry: Geometry) -> seqlock.Words:
     return memoryview(memory)[geometry.index_offset : geometry.reach_offset].cast("Q")
-
-
-def _is_closed(memory: Memory, geometry: Geometry) -> bool:
-    """Return whether a destruction of this table began; it stores from the first entry on."""
-    return _index(memory, geometry)[0] == CLOSED
 
 
 def claim(  # noqa: PLR0913 - a manager's own options

@@ -55,6 +55,9 @@ def _exists(pid: int) -> bool:
         return False
     except PermissionError:
         return True
+    except OverflowError:
+        # No pid is beyond 31 bits; memory that is damaged may name one.
+        return False
     return True
 
 
