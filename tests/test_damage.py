@@ -7,19 +7,22 @@ a session that the byte has nothing to do with is read as ever.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
 from msgspec.structs import astuple
-from support import make_registry, make_writer, reader_of, session, successor_of
+from support import at, make_registry, make_writer, reader_of, session, successor_of
 
 from jidoka_shm import processes
 from jidoka_shm.attachment import Attachment
 from jidoka_shm.control import COUNTERS, ControlWriter, Identity
-from jidoka_shm.errors import CorruptRegistry, RegistryClosed, SessionNotFound
+from jidoka_shm.errors import CorruptRegistry, JidokaError, RegistryClosed, SessionNotFound
 from jidoka_shm.layout import CONTROL_FIELDS, SLOT_HEADER_SIZE, SLOT_MASK
+from jidoka_shm.maps import encode_map
 from jidoka_shm.reads import SessionReads
+from jidoka_shm.registry import Registry
 from jidoka_shm.session import Session, SessionStatus
 from jidoka_shm.table import SessionTable
 from jidoka_shm.writer import TableWriter
@@ -134,10 +137,10 @@ def _assert_inside_a_slot(damaged: Damaged, found: Session) -> None:
         assert not isinstance(_tried(read), (RegistryClosed, SessionNotFound))
 
 
-def _assert_looked_up(damaged: Damaged, at: int, reads: Reads, *, verified: bool) -> None:
+def _assert_looked_up(damaged: Damaged, place: int, reads: Reads, *, verified: bool) -> None:
     for sid, original in damaged.sessions.items():
         found, status = _tried(reads.get, sid), _tried(reads.get_session_status, sid)
-        if at not in damaged.met[sid]:
+        if place not in damaged.met[sid]:
             assert (_raw(found), status) == (_raw(original), original.status), sid
         elif verified:
             assert found is None or isinstance(found, ALLOWED) or _raw(found) == _raw(original)
@@ -150,12 +153,12 @@ def _assert_looked_up(damaged: Damaged, at: int, reads: Reads, *, verified: bool
         assert found is None or isinstance(found, (CorruptRegistry, RegistryClosed))
 
 
-def _assert_listed(damaged: Damaged, at: int, reads: Reads, *, verified: bool) -> None:
+def _assert_listed(damaged: Damaged, place: int, reads: Reads, *, verified: bool) -> None:
     listed = _tried(lambda: list(reads.values()))
     if isinstance(listed, list):
         ids, raw = [one.session_id for one in listed], [_raw(one) for one in listed]
         for sid, original in damaged.sessions.items():
-            if at not in damaged.own[sid]:
+            if place not in damaged.own[sid]:
                 # A word that names a live slot a second time shows by its version alone.
                 assert 1 <= raw.count(_raw(original)) <= (1 if verified else 2)
         if verified:
@@ -172,13 +175,13 @@ def _assert_listed(damaged: Damaged, at: int, reads: Reads, *, verified: bool) -
     assert isinstance(size, RegistryClosed) or abs(size - len(damaged.sessions)) <= 1
 
 
-def _assert_read(damaged: Damaged, at: int, table: SessionTable) -> None:
+def _assert_read(damaged: Damaged, place: int, table: SessionTable) -> None:
     reads = Reads(table, damaged.writer.control)
-    _assert_looked_up(damaged, at, reads, verified=table.verify)
-    _assert_listed(damaged, at, reads, verified=table.verify)
+    _assert_looked_up(damaged, place, reads, verified=table.verify)
+    _assert_listed(damaged, place, reads, verified=table.verify)
 
 
-def _assert_taken_over(damaged: Damaged, at: int) -> None:
+def _assert_taken_over(damaged: Damaged, place: int) -> None:
     """Assert what the next writer of a copy of the memory keeps, drops and says."""
     control = ControlWriter(bytearray(damaged.writer.control._memory))
     fresh = TableWriter(bytearray(damaged.memory), control, damaged.writer.geometry)
@@ -192,7 +195,7 @@ def _assert_taken_over(damaged: Damaged, at: int) -> None:
     assert control.counters()["dropped"] == len(dropped)
     for sid, original in damaged.sessions.items():
         found = fresh.look_up(sid)
-        if at not in damaged.own[sid]:
+        if place not in damaged.own[sid]:
             assert found is not None, sid
         assert found is None or _raw(found[2]) == _raw(original)
     fresh.insert(session(fresh, 9))
@@ -202,18 +205,18 @@ def _assert_taken_over(damaged: Damaged, at: int) -> None:
 def _images(damaged: Damaged, part: range) -> Iterator[tuple[int, int]]:
     """Yield each byte of a part with each value to change it to."""
     geometry = damaged.writer.geometry
-    for at in part:
-        old = damaged.memory[at]
-        values = {255, 1 << at // 8 % 8}
-        if at in damaged.live:
+    for place in part:
+        old = damaged.memory[place]
+        values = {255, 1 << place // 8 % 8}
+        if place in damaged.live:
             values = {0, 255, *(old ^ 1 << bit for bit in range(8))}
-        elif at < geometry.reach_offset and at % 8 == 0:
+        elif place < geometry.reach_offset and place % 8 == 0:
             # The words that say that the table was given up.
             values |= {1, 2}
-        elif at >= geometry.slots_offset:
+        elif place >= geometry.slots_offset:
             values = {old ^ 255}
         for value in sorted(values - {old}):
-            yield at, value
+            yield place, value
 
 
 def _parts() -> dict[str, range]:
@@ -230,7 +233,7 @@ def _parts() -> dict[str, range]:
 
 def test_the_parts_are_the_whole_table_but_its_header() -> None:
     geometry = Damaged().writer.geometry
-    together = [at for part in _parts().values() for at in part]
+    together = [place for part in _parts().values() for place in part]
     assert together == list(range(64, geometry.size))
 
 
@@ -243,22 +246,24 @@ def test_any_byte_changed_leaves_right_answers_misses_and_typed_errors(part: str
     warm = Reads(tables[1], damaged.writer.control, cache_size=8)
     checked = Reads(tables[0], damaged.writer.control)
     begin = damaged.writer.geometry.reach_offset
-    for at, value in _images(damaged, _parts()[part]):
-        old, memory[at] = memory[at], value
+    for place, value in _images(damaged, _parts()[part]):
+        old, memory[place] = memory[place], value
         try:
             for table in tables:
-                _assert_read(damaged, at, table)
+                _assert_read(damaged, place, table)
             # A word that became 0 is that of an empty entry.
-            word = at // 8 * 8
-            if not 64 <= at < begin or memory[word : word + 8] != bytes(8):
-                assert bool(checked.check()) == (at in damaged.live or 64 <= at < begin + HOMES)
-            _assert_looked_up(damaged, at, warm, verified=True)
-            _assert_taken_over(damaged, at)
+            word = place // 8 * 8
+            if not 64 <= place < begin or memory[word : word + 8] != bytes(8):
+                assert bool(checked.check()) == (
+                    place in damaged.live or 64 <= place < begin + HOMES
+                )
+            _assert_looked_up(damaged, place, warm, verified=True)
+            _assert_taken_over(damaged, place)
         except BaseException as error:
-            error.add_note(f"byte {at} changed from {old} to {value}")
+            error.add_note(f"byte {place} changed from {old} to {value}")
             raise
         finally:
-            memory[at] = old
+            memory[place] = old
         # What was kept while it was damaged is not given once it is not.
         assert [_raw(warm.get(sid)) for sid in IDS] == [_raw(damaged.sessions[sid]) for sid in IDS]
     assert damaged.writer.check() == []
@@ -286,3 +291,43 @@ def test_any_number_in_the_control_leaves_the_sessions_as_they_are(field: str) -
             control.count(counter)
         assert control.counters() == {key: (old + 1) % 2**64 for key, old in before.items()}
     assert make_registry(successor_of(damaged.writer)).resume(NEXT) == (4, ())
+
+
+_NEW = encode_map({"b": 2}, "metadata")
+
+#: What a writer does to one session, to another, or by itself.
+CHANGES: dict[str, Callable[[Registry], object]] = {
+    "heartbeat": lambda registry: registry.update(IDS[0], now=at(5)),
+    "move": lambda registry: registry.update(IDS[0], status=SessionStatus.IDLE, now=at(5)),
+    "map": lambda registry: registry.update(IDS[0], metadata=_NEW, now=at(5)),
+    "deadline": lambda registry: registry.update(IDS[0], ttl=500, now=at(5)),
+    "end": lambda registry: registry.terminate(IDS[0], error="over", now=at(5)),
+    "create": lambda registry: registry.create(
+        UUID(int=9), metadata=_NEW, llm_config=_NEW, owner=None, ttl=9, now=at(5)
+    ),
+    "remove": lambda registry: registry.expire(at(100)),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_change_beside_damage_is_made_or_a_typed_error(kind: str) -> None:
+    damaged = Damaged()
+    for place in sorted(damaged.live):
+        for value in (damaged.memory[place] ^ 255, damaged.memory[place] ^ 1 << place % 8):
+            control = ControlWriter(bytearray(damaged.writer.control._memory))
+            memory = bytearray(damaged.memory)
+            registry = make_registry(TableWriter(memory, control, damaged.writer.geometry))
+            registry.resume(NEXT)
+            registry._deadlines.set(IDS[3].int, 1)
+            memory[place] = value
+            with contextlib.suppress(JidokaError):
+                CHANGES[kind](registry)
+            # Neither the other sessions nor the table as a whole suffer from it.
+            fresh = successor_of(registry.table)
+            make_registry(fresh).resume(NEXT)
+            assert fresh.check() == [], (place, value)
+            for sid in IDS[1:3]:
+                found = fresh.look_up(sid)
+                assert place in damaged.own[sid] or (
+                    found is not None and _raw(found[2]) == _raw(damaged.sessions[sid])
+                ), (place, value)
