@@ -7,7 +7,7 @@ import re
 from typing import Final
 from uuid import UUID
 
-from .errors import InvalidSessionId
+from .errors import InvalidSessionId, shown
 
 #: Longest time that any argument may give: beyond it nanoseconds would not fit 63 bits.
 _LONGEST: Final = 100 * 365.25 * 86_400
@@ -106,14 +106,6 @@ def parse_session_id(value: object) -> UUID:
     if match is None:
         raise InvalidSessionId(shown(value))
     return UUID(match[1])
-
-
-def shown(value: object) -> str:
-    """Return a short text of any value; its repr is a stranger's code and may fail."""
-    try:
-        return repr(value)[:80]
-    except Exception:  # noqa: BLE001 - an int of many digits, or whatever a stranger's repr raises
-        return f"a {type(value).__name__}"
 
 
 def _as_int(name: str, value: object, wanted: str) -> int:

@@ -40,6 +40,21 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 
+#: Letters of a value that an error shows.
+_SHOWN = 80
+
+
+def shown(value: object) -> str:
+    """Return a short text of a value for an error.
+
+    Its repr may be a stranger's code and fail; an int of more than 4300 digits has none.
+    """
+    try:
+        return repr(value)[:_SHOWN]
+    except Exception as error:  # noqa: BLE001 - whatever a stranger's repr raises
+        return f"{type(value).__name__} without a repr ({type(error).__name__})"
+
+
 class JidokaError(Exception):
     """The base of every error that this package raises on purpose."""
 
@@ -119,7 +134,7 @@ class VersionConflict(JidokaError):
 
     def __str__(self) -> str:
         return (
-            f"session {self.session_id} is at version {self.actual}, not {self.expected}: "
+            f"session {self.session_id} is at version {self.actual}, not {shown(self.expected)}: "
             "read it again, decide again, and pass the version you read"
         )
 

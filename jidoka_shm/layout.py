@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from .errors import InvalidName
+from .errors import InvalidName, shown
 
 if TYPE_CHECKING:
     from mmap import mmap
@@ -48,8 +48,9 @@ def check_name(name: object) -> str:
         InvalidName: otherwise. A dot is refused, so no registry's control is another's table.
     """
     if not isinstance(name, str) or _NAME.fullmatch(name) is None:
-        raise InvalidName(repr(name)[:80])
-    return name
+        raise InvalidName(shown(name))
+    # A plain one: the text of an enum's member in a name of an object holds a dot.
+    return str.__str__(name)
 
 
 def control_name(name: str) -> str:
@@ -231,11 +232,11 @@ class Geometry:
             ValueError: where either is outside its limits.
         """
         if not 1 <= capacity <= MAX_CAPACITY:
-            msg = f"capacity is {capacity}: it must be 1 to {MAX_CAPACITY} sessions"
+            msg = f"capacity is {shown(capacity)}: it must be 1 to {MAX_CAPACITY} sessions"
             raise ValueError(msg)
         if not MIN_SLOT_SIZE <= slot_size <= MAX_SLOT_SIZE or slot_size % ALIGNMENT:
             msg = (
-                f"slot_size is {slot_size}: it must be a multiple of {ALIGNMENT} from "
+                f"slot_size is {shown(slot_size)}: it must be a multiple of {ALIGNMENT} from "
                 f"{MIN_SLOT_SIZE} to {MAX_SLOT_SIZE} bytes"
             )
             raise ValueError(msg)

@@ -125,7 +125,8 @@ class Ownership:
         if header is None or header[:2] != (self.control.instance, generation):
             reason = f"table {generation} of {self.name!r} belongs to another registry"
             raise CorruptRegistry(reason)
-        return None if _is_closed(memory, header.geometry) else (memory, header)
+        ended = seqlock.is_ended(self.control.change, _index(memory, header.geometry))
+        return None if ended else (memory, header)
 
     def _map_table(self, generation: int) -> Memory | None:
         try:
@@ -221,11 +222,6 @@ def _map_control(descriptor: int) -> Memory:
 
 def _index(memory: Memory, geometry: Geometry) -> seqlock.Words:
     return memoryview(memory)[geometry.index_offset : geometry.reach_offset].cast("Q")
-
-
-def _is_closed(memory: Memory, geometry: Geometry) -> bool:
-    """Return whether a destruction of this table began; it stores from the first entry on."""
-    return _index(memory, geometry)[0] == CLOSED
 
 
 def claim(  # noqa: PLR0913 - a manager's own options

@@ -51,10 +51,13 @@ def _exists(pid: int) -> bool:
     """Return whether a pid is in use, by a signal that is not sent."""
     try:
         os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
+    except ProcessLookupError:
         return False
     except PermissionError:
         return True
+    except OverflowError:
+        # No pid is beyond 31 bits; memory that is damaged may name one.
+        return False
     return True
 
 

@@ -223,10 +223,12 @@ class Registry:
         return glance != ()
 
     def _visible(self, session_id: UUID) -> tuple[int, Session]:
-        found = self.table.look_up(session_id)
+        # Verified: what is not changed is copied on, and damage must not get a crc that is right.
+        found = self.table.find(session_id, self.table.slots.copy_whole_verified)
         if found is None:
             raise SessionNotFound(session_id)
-        return found[0], found[2]
+        entry, word, copy = found
+        return entry, self.table.make_session(session_id, entry, word, copy)
 
     def _live(self, session_id: UUID) -> tuple[int, Session]:
         entry, session = self._visible(session_id)

@@ -291,6 +291,16 @@ def end(change: Words) -> None:
         fence()
 
 
+def is_ended(change: Words, words: Words) -> bool:
+    """Return whether a destruction of a table began.
+
+    It makes the change word odd, then stores to the index from the first entry on. An entry alone
+    may be damaged, and all sessions must not be given up for that; so where the change word is
+    another control's, the second entry must say so as well.
+    """
+    return words[0] == CLOSED and (change[0] % 2 == 1 or words[1] == CLOSED)
+
+
 def begin_scan(change: Words) -> int:
     """Return the change word as it is before a scan."""
     before = change[0]

@@ -19,8 +19,8 @@ import msgspec
 from msgspec import Raw, Struct
 from msgspec.structs import astuple
 
-from .arguments import check_pid, check_text, check_version, parse_session_id, shown
-from .errors import CorruptRegistry
+from .arguments import check_pid, check_text, check_version, parse_session_id
+from .errors import CorruptRegistry, shown
 from .layout import STATUS_CODES
 from .maps import Map, encode_map
 
@@ -330,7 +330,10 @@ def parse_status(value: object) -> SessionStatus:
         ValueError: where it is none of the five.
     """
     try:
-        return SessionStatus(value)  # type: ignore[arg-type]  # what it refuses is refused here
+        # Not by the enumeration alone, whose own error takes the repr of what it refuses.
+        if isinstance(value, str):
+            return SessionStatus(value)
+        raise ValueError  # noqa: TRY301 - as what is no status is
     except ValueError:
         msg = f"{shown(value)} is no status: use one of {', '.join(SessionStatus)}"
         raise ValueError(msg) from None

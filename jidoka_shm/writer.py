@@ -16,7 +16,6 @@ import numpy as np
 from . import seqlock
 from .errors import CorruptRegistry, RecordTooLarge, RegistryFull
 from .layout import (
-    CLOSED,
     EMPTY,
     MAX_DISTANCE,
     ROOM_TO_END,
@@ -185,7 +184,7 @@ class TableWriter(SessionTable):
             TableGone: where the table was destroyed. It must not come back to life.
             CorruptRegistry: where the change word is beyond all versions. Nothing changed.
         """
-        if self.index.words[0] == CLOSED:
+        if seqlock.is_ended(self.change, self.index.words):
             raise TableGone
         # From the change word, never from the index: a version that was begun may be in the index
         # or not, and this one, used for no session, is past it either way.

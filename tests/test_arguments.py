@@ -223,3 +223,26 @@ def test_an_error_of_a_type_survives_pickling() -> None:
     with pytest.raises(TypeError) as caught:
         check_flag("fresh", 1)
     assert {str(one) for one in copies_of(caught.value)} == {str(caught.value)}
+
+
+# ---------------------------------------------------------------------------- odd values
+
+
+class _Whole(int):
+    pass
+
+
+class _Text(str):
+    __slots__ = ()
+
+
+def test_what_is_taken_is_of_a_plain_type() -> None:
+    numbers = [
+        check_whole("cache_size", _Whole(7)),
+        check_pid(_Whole(7)),
+        check_mode(_Whole(0o600)),
+    ]
+    assert numbers == [7, 7, 0o600]
+    assert {type(number) for number in numbers} == {int}
+    assert check_text("error", _Text("a")) == "a"
+    assert type(check_text("error", _Text("a"))) is str

@@ -36,6 +36,7 @@ from jidoka_shm.errors import (
     VersionConflict,
     WriterAlreadyRunning,
     WriterUnavailable,
+    shown,
 )
 
 ID = UUID("12345678-9abc-4def-8123-456789abcdef")
@@ -202,3 +203,31 @@ def test_the_base_has_no_facts() -> None:
 )
 def test_an_error_of_the_system_has_its_number(error: OSError, code: int) -> None:
     assert {one.errno for one in copies_of(error)} == {error.errno} == {code}
+
+
+# ---------------------------------------------------------------------------- values in texts
+
+
+class _Mute:
+    def __repr__(self) -> str:
+        raise LookupError
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (5, "5"),
+        ("a\ud800", r"'a\ud800'"),
+        ("x" * 100_000, "'" + 79 * "x"),
+        (10**5000, "int without a repr (ValueError)"),
+        (_Mute(), "_Mute without a repr (LookupError)"),
+    ],
+    ids=["int", "surrogate", "long", "no text", "no repr"],
+)
+def test_any_value_has_a_short_text(value: object, text: str) -> None:
+    assert shown(value) == text
+
+
+def test_a_version_of_any_size_has_a_text() -> None:
+    error = VersionConflict(UUID(int=5), 10**5000, 7)
+    assert "is at version 7, not int without a repr" in str(error)

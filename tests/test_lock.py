@@ -91,6 +91,7 @@ def test_a_pid_is_not_read_from_an_object_of_another_format(name: str) -> None:
 
 
 def test_a_holder_that_has_not_said_who_it_is_refuses_as_well(name: str) -> None:
+    """A2: an empty control is not stale while somebody holds its lock."""
     lock = _take(name)
     with pytest.raises(WriterAlreadyRunning) as caught:
         _take(name)
@@ -292,6 +293,7 @@ def test_a_name_made_anew_has_a_lock_of_its_own(name: str) -> None:
 def test_the_lock_of_a_name_that_went_meanwhile_is_not_taken_for_it(
     name: str, monkeypatch: pytest.MonkeyPatch, *, made_anew: bool
 ) -> None:
+    """A2: the locked object is compared with what bears the name now."""
     try_lock = segment.try_lock
     locked = []
 

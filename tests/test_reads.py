@@ -208,6 +208,22 @@ def test_a_change_of_a_copy_shows_nowhere(handle: SessionReads, manager: Session
 # ---------------------------------------------------------------------------- all of them
 
 
+def test_what_is_read_is_a_private_copy(handle: SessionReads, manager: SessionManager) -> None:
+    """T3: what a session decodes is bytes of its own, which no later commit shows in."""
+    sid = manager.create_session({"a": 1}, {"b": 2})
+    for read in (
+        lambda: handle[sid],
+        lambda: handle.get(sid),
+        lambda: handle.list_sessions()[0],
+        lambda: next(iter(handle.values())),
+    ):
+        assert type(read()._payload) is bytes
+    session = handle[sid]
+    for number in range(2 * (64 + 16)):
+        manager.update_session(sid, metadata={"a": number + 2})
+    assert (session.metadata, session.llm_config) == ({"a": 1}, {"b": 2})
+
+
 def test_a_list_is_of_the_living_unless_a_status_is_asked_for(
     handle: SessionReads, manager: SessionManager
 ) -> None:

@@ -157,6 +157,25 @@ def _copied(table: SessionTable) -> list[int]:
 
 
 @both_ways
+def test_a_scan_of_a_large_table_reads_the_slots_of_its_sessions_alone(*, verify: bool) -> None:
+    """D8: 10 live sessions in 65,536 slots are listed by 10 copies."""
+    writer = make_writer(65_520, 128)
+    assert writer.slots.count == 65_536
+    made = add(writer, *range(0, 65_000, 6_500))
+    table = reader_of(writer, verify=verify)
+    copied = _copied(table)
+    _, found = scan_sessions(table, {})
+    assert sorted(copied) == sorted(found)
+    assert sorted(found) == [writer.index.words[entry] for entry in range(0, 65_000, 6_500)]
+    assert len(made) == len(copied) == 10
+    rows = []
+    copy_headers = table.slots.copy_headers
+    table.slots.copy_headers = lambda words: rows.append(len(words)) or copy_headers(words)
+    assert len(scan_headers(table)[1]) == 10
+    assert rows == [10]
+
+
+@both_ways
 def test_known_sessions_are_not_read_again(*, verify: bool) -> None:
     writer = make_writer()
     add(writer, 1, 2, 3)

@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from support import make_writer, reader_of, session
 from tables import add, both_ways
 
@@ -177,6 +178,24 @@ def test_a_miss_is_short_again_once_what_was_far_is_gone(*, verify: bool) -> Non
     for distance in range(6, 0, -1):
         writer.remove(3 + distance)
     assert _loaded(reader_of(writer, verify=verify), 3 + 1000 * writer.geometry.index_size) == 1
+
+
+def test_a_look_up_reads_as_few_entries_among_100_000_sessions_as_among_10() -> None:
+    """D8: what a look-up costs does not grow with what is stored."""
+    means = []
+    for sessions in (10, 100_000):
+        writer, rng = make_writer(sessions, 128), random.Random(8)
+        keys = [rng.getrandbits(128) for _ in range(sessions)]
+        (made,) = add(writer, keys[0])
+        for key in keys[1:]:
+            # A whole session made for each would take most of the time.
+            writer.insert(replace(made, session_id=UUID(int=key), version=writer.next_version()))
+        ids = [*rng.choices(keys, k=2000), *(rng.getrandbits(128) for _ in range(2000))]
+        loads = [_loaded(reader_of(writer, verify=True), key) for key in ids]
+        assert max(loads) <= 16
+        means.append(sum(loads) / len(loads))
+    assert 1 <= means[0] < 2
+    assert means[1] < 1.25 * means[0]
 
 
 @both_ways
