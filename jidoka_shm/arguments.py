@@ -30,20 +30,19 @@ def check_seconds(name: str, value: object) -> float:
 
 
 def check_whole(name: str, value: object) -> int:
-    """Return ``value`` as a whole number, 0 or more, and of so few digits that it can be shown."""
+    """Return ``value`` as a whole number, 0 or more."""
     number = _as_int(name, value, "a whole number")
-    if not 0 <= number < 1 << 128:
-        limit = "below 2**128" if number > 0 else "0 or more"
-        msg = f"{name} is {shown(number)}: it must be {limit}"
+    if number < 0:
+        msg = f"{name} is {shown(number)}: it must be 0 or more"
         raise ValueError(msg)
     return number
 
 
 def check_version(value: object) -> int:
-    """Return ``value`` as a session's version, 1 or more."""
-    version = check_whole("version", value)
-    if version == 0:
-        msg = "version is 0: versions start at 1"
+    """Return ``value`` as a session's version, 1 or more and of 64 bits."""
+    version = _as_int("version", value, "a whole number")
+    if not 0 < version < 1 << 64:
+        msg = f"version is {shown(version)}: it must be 1 or more, and of 64 bits"
         raise ValueError(msg)
     return version
 

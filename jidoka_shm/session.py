@@ -192,11 +192,11 @@ class Session(Struct, frozen=True, gc=False, eq=False):
             ValueError, TypeError: for a status that is none, a time without a zone, and whatever
                 else cannot be.
         """
-        created = _to_ns(datetime.now(UTC) if created_at is None else created_at)
+        created = _to_ns("created_at", datetime.now(UTC) if created_at is None else created_at)
         payload = Payload(
             metadata=encode_map(metadata, "metadata"),
             llm_config=encode_map(llm_config, "llm_config"),
-            expires=None if expires_at is None else _to_ns(expires_at),
+            expires=None if expires_at is None else _to_ns("expires_at", expires_at),
             error=None if error is None else check_text("error", error),
         )
         return cls(
@@ -205,7 +205,7 @@ class Session(Struct, frozen=True, gc=False, eq=False):
             status=parse_status(status),
             pid=None if pid is None else check_pid(pid),
             _created=created,
-            _updated=created if updated_at is None else _to_ns(updated_at),
+            _updated=created if updated_at is None else _to_ns("updated_at", updated_at),
             _payload=_encoded(payload),
         )
 
@@ -303,22 +303,18 @@ def _to_datetime(ns: int) -> datetime:
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def _to_ns(when: object) -> int:
+def _to_ns(name: str, when: object) -> int:
     """Return nanoseconds since the epoch of an aware datetime or its ISO 8601 text."""
-    if isinstance(when, str):
-        when = datetime.fromisoformat(when)
-    if not isinstance(when, datetime):
-        msg = f"{shown(when)} is no time: give an aware datetime, or its ISO 8601 text"
-        raise TypeError(msg)
-    if when.tzinfo is None:
-        msg = (
-            f"{when.isoformat()} has no time zone: give an aware datetime, such as with tzinfo=UTC"
-        )
-        raise ValueError(msg)
+    msg = f"{name} is {shown(when)}: give an aware datetime, or its ISO 8601 text"
     try:
+        when = datetime.fromisoformat(when) if isinstance(when, str) else when
+        if not isinstance(when, datetime):
+            raise TypeError(msg)
+        if when.tzinfo is None:
+            msg = f"{name} is {when} and has no time zone: give an aware one, as with tzinfo=UTC"
+            raise ValueError(msg)  # noqa: TRY301 - with all that makes a time unusable
         since = when.astimezone(UTC) - _EPOCH
-    except OverflowError:
-        msg = f"{when.isoformat()} is not in the years 1 to 9999 of UTC"
+    except (ValueError, OverflowError):
         raise ValueError(msg) from None
     return (since.days * 86_400 + since.seconds) * 1_000_000_000 + since.microseconds * 1000
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from . import seqlock
-from .errors import CorruptRegistry, RecordTooLarge, RegistryFull
+from .errors import RecordTooLarge, RegistryFull
 from .layout import (
     EMPTY,
+    LEAP,
     MAX_DISTANCE,
     ROOM_TO_END,
     SLOT_MASK,
@@ -182,21 +183,22 @@ class TableWriter(SessionTable):
 
         Raises:
             TableGone: where the table was destroyed. It must not come back to life.
-            CorruptRegistry: where the change word is beyond all versions. Nothing changed.
         """
         if seqlock.is_ended(self.change, self.index.words):
             raise TableGone
         # From the change word, never from the index: a version that was begun may be in the index
         # or not, and this one, used for no session, is past it either way.
         version = seqlock.last_version(self.change) + 1
-        if version > VERSION_MASK:
-            reason = f"the change word is {self.change[0]}, beyond all versions"
-            raise CorruptRegistry(reason)
-        seqlock.hold(self.change, version)
+        beyond = version > VERSION_MASK + 1
+        if beyond:
+            seqlock.end(self.change)
+        else:
+            seqlock.hold(self.change, version)
         self.control.publish_writer(identity)
         sound, unsound, newest = self._survey(visit)
-        # A sound record newer than the change word says that damage has set the word back.
-        version = max(version, newest + 1)
+        # Damage to the change word shows in a record that is newer, or in a word that no commit
+        # can have left; how many versions came after the newest record is not known then.
+        version = newest + LEAP if beyond else max(version, newest + 1)
         self._repair_reach(sound)
         taken = {word & SLOT_MASK for word, _ in sound.values()}
         self._free = deque(slot for slot in range(self.slots.count) if slot not in taken)

@@ -11,6 +11,7 @@ import inspect
 import math
 from decimal import Decimal
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
@@ -24,6 +25,7 @@ from jidoka_shm import (
     InvalidName,
     InvalidSessionId,
     RecordTooLarge,
+    Session,
     SessionManager,
     SessionReader,
     SessionStatus,
@@ -93,13 +95,13 @@ def _rows(error: type[Exception], text: str, *values: Any) -> list[Row]:  # noqa
 # ---------------------------------------------------------------------------- what is refused
 
 #: No numbers, for whatever takes one.
-_NO_NUMBERS = ("", "1", b"1", True, False, [1], {}, 1j, np.int64(1), np.bool_(True), np.array(1.0))  # noqa: FBT003 - numpy's own
+_NO_NUMBERS = ("", "1", b"1", True, False, [1], {}, 1j, np.bool_(True), np.array(1.0))  # noqa: FBT003 - numpy's own
 
-_NO_SECONDS = (*_NO_NUMBERS, Decimal(1), Fraction(1), np.float32(1), Mute(), Text("1"))
+_NO_SECONDS = (*_NO_NUMBERS, np.int64(1), Decimal(1), Fraction(1), np.float32(1), Mute(), Text("1"))
 _NO_TIMES = (-1, -5e-324, CENTURY + 1, 2**64, HUGE, -HUGE, Whole(-1))
 _NO_TIMES += (math.nan, math.inf, -math.inf, Real("nan"), np.float64("inf"))
 
-_NO_WHOLES = (*_NO_NUMBERS, 1.0, Real(1), np.uint8(1), Decimal(1), Mute(), math.nan, Text("1"))
+_NO_WHOLES = (*_NO_NUMBERS, 1.0, Real(1), Decimal(1), Mute(), math.nan, Text("1"))
 
 #: No text that spells an id, some of it close.
 _NO_ID_TEXTS = (
@@ -149,6 +151,11 @@ _NO_IDS = (
     {},
     object(),
     SessionStatus.ACTIVE,
+    HUGE,
+    -HUGE,
+    Mute(),
+    SimpleNamespace(int=SID.int),
+    SimpleNamespace(int=[]),
 )
 _IDS = _rows(InvalidSessionId, "is no session id: pass", *_NO_IDS)
 
@@ -159,6 +166,7 @@ _STATUSES = _rows(
     *("acti\N{COMBINING ACUTE ACCENT}ve", "\ud800", "gone", Text("gone"), b"active"),
     *(0, 1, 2, True, 1.5, math.nan, np.int64(2), np.bytes_(b"active")),
     *([], ["active"], {}, object(), SessionStatus, SID),
+    *(HUGE, -HUGE, Mute()),
 )
 
 _NAMES = _rows(
@@ -225,13 +233,27 @@ _CACHE_SIZES = [
 ]
 _TTLS = [
     *_seconds("ttl", none=True),
-    *_rows(ValueError, "ttl is 0: give the seconds until", 0, 0.0, -0.0, 1e-10, 5e-324, Whole(0)),
+    *_rows(ValueError, ": give the seconds until", 0, 0.0, -0.0, 1e-10, 5e-324, Whole(0)),
 ]
 _ERRORS = [
     *_rows(TypeError, "error is of type ", 5, 1.5, b"no", ["no"], object(), ValueError("no")),
     *_rows(TypeError, "error is of type ", np.bytes_(b"no"), np.int64(1), Mute(), HUGE),
     *_rows(ValueError, "error holds a lone surrogate", "\ud800", "a\udfffb", Text("\udc80")),
 ]
+
+_MADE_PIDS = [row for row in _PIDS if row.value is not None]
+_MADE_VERSIONS = [
+    *_rows(TypeError, "version is of type ", None, *_NO_WHOLES),
+    *_rows(ValueError, "version is ", -1, 0, 2**64, HUGE, -HUGE),
+]
+
+
+def _moments(name: str) -> list[Row]:
+    naive, far = "2026-01-02T00:00:00", "2026-01-02T00:00:00+99:00"
+    wrong = (5, 1.5, True, b"2026", [], {}, object(), np.datetime64("2026-01-02"), Mute(), HUGE)
+    texts = ("", "x", naive, far, "2026-02-30T00:00:00Z", "\ud800", "2026\0", Text("x"))
+    return [*_rows(TypeError, name, *wrong), *_rows(ValueError, name, *texts)]
+
 
 #: What takes anything at all, and so refuses nothing.
 _ANYTHING: list[Row] = []
@@ -271,6 +293,16 @@ ROWS: dict[tuple[str, str], list[Row]] = {
     ("get", "session_id"): _IDS,
     ("get", "default"): _ANYTHING,
     ("list_sessions", "status"): _STATUSES,
+    ("make", "session_id"): [row for row in _IDS if row.value is not None],
+    ("make", "status"): [*_STATUSES, Row(None, ValueError, "None is no status: use")],
+    ("make", "pid"): _MADE_PIDS,
+    ("make", "version"): _MADE_VERSIONS,
+    ("make", "created_at"): _moments("created_at"),
+    ("make", "updated_at"): _moments("updated_at"),
+    ("make", "expires_at"): _moments("expires_at"),
+    ("make", "metadata"): [row for row in _maps("metadata") if row.error is InvalidMetadata],
+    ("make", "llm_config"): [row for row in _maps("llm_config") if row.error is InvalidMetadata],
+    ("make", "error"): _ERRORS,
 }
 
 #: Public calls that answer what is no id as what is not there: they are a Mapping's own.
@@ -320,6 +352,8 @@ def _calls(setting: Setting, call: str, argument: str) -> list[Callable[[Any], o
         right = {"session_id": SID, "status": "active", "metadata": {}, "llm_config": {}}
         right |= {"pid": None, "ttl": None}
         return [lambda value: setting.manager.update_session(**right | {argument: value})]
+    if call == "make":
+        return [lambda value: Session.make(**{argument: value})]
     if call == "terminate_session":
         right = {"session_id": SID, "error": "over"}
         return [lambda value: setting.manager.terminate_session(**right | {argument: value})]
@@ -328,22 +362,31 @@ def _calls(setting: Setting, call: str, argument: str) -> list[Callable[[Any], o
 
 def _arguments(kind: type) -> Iterator[tuple[str, str]]:
     """Yield call and argument of each public call of a class, its construction included."""
-    for name, function in inspect.getmembers(kind, inspect.isfunction):
+    for name, function in inspect.getmembers(kind, inspect.isroutine):
         call = kind.__name__ if name == "__init__" else name
+        if not inspect.isfunction(inspect.unwrap(getattr(function, "__func__", function))):
+            continue
         if not call.startswith("_") or call in _DUNDERS:
-            for argument in list(inspect.signature(function).parameters)[1:]:
+            # A method of the class comes bound; of the others the first is self.
+            first = 0 if inspect.ismethod(function) else 1
+            for argument in list(inspect.signature(function).parameters)[first:]:
                 yield call, argument
 
 
-@pytest.mark.parametrize("kind", [SessionManager, SessionReader])
+@pytest.mark.parametrize("kind", [SessionManager, SessionReader, Session])
 def test_every_argument_of_a_public_call_has_a_row(kind: type) -> None:
     found = set(_arguments(kind))
-    assert {"get", "list_sessions", kind.__name__} <= {call for call, _ in found}
+    calls = {call for call, _ in found}
+    assert {"make"} <= calls or {"get", "list_sessions", kind.__name__} <= calls
     assert found <= set(ROWS)
 
 
 def test_every_row_is_of_an_argument_that_there_is() -> None:
-    assert set(ROWS) == {*_arguments(SessionManager), *_arguments(SessionReader)}
+    assert set(ROWS) == {
+        *_arguments(SessionManager),
+        *_arguments(SessionReader),
+        *_arguments(Session),
+    }
 
 
 REFUSED = [key for key, rows in ROWS.items() if rows and key[0] not in _ANSWERS]

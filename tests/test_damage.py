@@ -18,7 +18,13 @@ from support import at, make_registry, make_writer, reader_of, session, successo
 from jidoka_shm import processes
 from jidoka_shm.attachment import Attachment
 from jidoka_shm.control import COUNTERS, ControlWriter, Identity
-from jidoka_shm.errors import CorruptRegistry, JidokaError, RegistryClosed, SessionNotFound
+from jidoka_shm.errors import (
+    CorruptRegistry,
+    JidokaError,
+    RegistryClosed,
+    RegistryFull,
+    SessionNotFound,
+)
 from jidoka_shm.layout import CONTROL_FIELDS, SLOT_HEADER_SIZE, SLOT_MASK
 from jidoka_shm.maps import encode_map
 from jidoka_shm.reads import SessionReads
@@ -331,3 +337,41 @@ def test_a_change_beside_damage_is_made_or_a_typed_error(kind: str) -> None:
                 assert place in damaged.own[sid] or (
                     found is not None and _raw(found[2]) == _raw(damaged.sessions[sid])
                 ), (place, value)
+
+
+@pytest.mark.parametrize("value", NUMBERS)
+def test_any_change_word_leaves_the_sessions_as_they_are(value: int) -> None:
+    damaged = Damaged()
+    damaged.writer.change[0] = value
+    for verify in (False, True):
+        table = reader_of(damaged.writer, verify=verify)
+        _assert_read(damaged, 0, table)
+        assert Reads(table, damaged.writer.control).version == (None if value % 2 else value // 2)
+    fresh = successor_of(damaged.writer)
+    assert make_registry(fresh).resume(NEXT) == (4, ())
+    assert fresh.check() == []
+    with contextlib.suppress(RegistryFull):
+        made = session(fresh, 9)
+        assert made.version > max(one.version for one in damaged.sessions.values())
+        fresh.insert(made)
+    assert fresh.check() == []
+
+
+@pytest.mark.parametrize("kind", ["heartbeat", "move"])
+def test_a_change_gives_no_damage_a_right_crc(kind: str) -> None:
+    """D3: a record that was damaged is not copied into one whose crcs say that it is whole."""
+    damaged = Damaged()
+    original = damaged.sessions[IDS[0]]
+    for place in sorted(damaged.own[IDS[0]]):
+        for bit in range(8):
+            control = ControlWriter(bytearray(damaged.writer.control._memory))
+            memory = bytearray(damaged.memory)
+            registry = make_registry(TableWriter(memory, control, damaged.writer.geometry))
+            registry.resume(NEXT)
+            memory[place] ^= 1 << bit
+            with contextlib.suppress(JidokaError):
+                CHANGES[kind](registry)
+            found = _tried(reader_of(registry.table, verify=True).look_up, IDS[0])
+            if isinstance(found, tuple):
+                kept = found[2].pid, found[2]._created, found[2]._payload
+                assert kept == (original.pid, original._created, original._payload), (place, bit)

@@ -144,7 +144,7 @@ def test_a_reader_does_not_look_at_the_reserved_bytes_of_a_control(left: Left) -
             assert handle.check() == []
 
 
-@pytest.mark.parametrize("field", CONTROL_FIELDS.keys() - {"change"})
+@pytest.mark.parametrize("field", CONTROL_FIELDS)
 def test_a_manager_meets_a_control_with_one_byte_changed(left: Left, field: str) -> None:
     """A10: what is not this format's, or not this table's, is refused and left as it is."""
     for at in _bytes_of(field):
@@ -176,6 +176,14 @@ def test_a_control_without_its_magic_is_not_found(left: Left) -> None:
     left.put("control", 0, bytes(8))
     with pytest.raises(RegistryNotFound):
         SessionReader(left.name, timeout=0)
+
+
+@pytest.mark.parametrize("size", [40, 64, 72, 100, 200, CONTROL_SIZE - 1])
+def test_a_control_that_was_cut_behind_its_generation_is_made_whole(left: Left, size: int) -> None:
+    os.truncate(left.paths["control"], size)
+    with SessionManager(left.name) as manager:
+        _assert_whole(left, manager)
+        assert manager.check() == []
 
 
 @pytest.mark.parametrize("size", [CONTROL_SIZE + 1, 2 * CONTROL_SIZE, 2**20])

@@ -152,7 +152,7 @@ def test_a_status_that_is_none_is_refused() -> None:
 @pytest.mark.parametrize("name", ["created_at", "updated_at", "expires_at"])
 @pytest.mark.parametrize("when", [datetime(2026, 1, 2), "2026-01-02T00:00:00"])  # noqa: DTZ001
 def test_a_time_without_a_zone_is_refused(name: str, when: object) -> None:
-    with pytest.raises(ValueError, match=r"^2026-01-02T00:00:00 has no time zone"):
+    with pytest.raises(ValueError, match=rf"^{name} is 2026-01-02 00:00:00 and has no time zone"):
         Session.make(**{name: when})
 
 
@@ -650,5 +650,5 @@ def test_a_time_that_a_slots_header_can_hold_is_a_datetime(ns: int) -> None:
     ],
 )
 def test_a_session_is_not_made_from_a_field_that_cannot_be(field: str, value: object) -> None:
-    with pytest.raises((TypeError, ValueError), match=r"version|pid|error|no time"):
+    with pytest.raises((TypeError, ValueError), match=rf"^{field} "):
         Session.make(**{field: value})
