@@ -17,6 +17,7 @@ from jidoka_shm.arguments import (
     check_pid,
     check_seconds,
     check_text,
+    check_version,
     check_whole,
 )
 
@@ -196,14 +197,14 @@ class Unshowable:
 )
 def test_a_value_that_cannot_be_shown_is_refused_with_a_clear_error(value: object) -> None:
     for check in (
-        lambda: check_whole("number", value),
+        lambda: check_version(value),
         lambda: check_pid(value),
         lambda: check_mode(value),
         lambda: check_seconds("seconds", value),
         lambda: check_text("text", value),
         lambda: check_flag("flag", value),
     ):
-        with pytest.raises((TypeError, ValueError), match=r"^(number|pid|mode|seconds|text|flag) "):
+        with pytest.raises((TypeError, ValueError), match=r"^(version|pid|mode|seconds|text|flag) "):
             check()
 
 
