@@ -138,7 +138,7 @@ def attach(name: str, options: ReadOptions) -> Attachment:
         options: how long to wait for it (it is tried once at least), and how to read.
 
     Raises:
-        RegistryNotFound: where none is there, or none is complete, by then.
+        RegistryNotFound: where none is there, or none is complete or is being destroyed, by then.
         RegistryForbidden: where this user may not read it.
         FormatMismatch: where another version of this package made it.
         CorruptRegistry: where its control names a table that is not its own.
@@ -180,7 +180,9 @@ def attach_again(name: str, old: Attachment, options: ReadOptions) -> Attachment
 
 
 def _not_ready(name: str, timeout: float, control: ControlReader | None) -> Exception:
-    if control is None:
+    # Held odd before a name is removed: without its table that is a destruction that is under way,
+    # or was cut short, and no damage.
+    if control is None or control.change[0] % 2:
         return RegistryNotFound(name, timeout)
     reason = f"the control of {name!r} names table {control.generation}, which is not its own"
     return CorruptRegistry(reason)

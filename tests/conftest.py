@@ -31,7 +31,7 @@ settings.load_profile("jidoka_shm")
 
 _numbers = itertools.count()
 
-pytest.register_assert_rewrite("host", "support")
+pytest.register_assert_rewrite("deaths", "host", "support")
 
 Held = dict[str, dict[Any, str]]
 
@@ -129,10 +129,13 @@ def _descriptors() -> dict[int, str]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many interleavings were checked."""
+    """Say how many interleavings were checked, and how many writers died."""
     stepper = sys.modules.get("stepper")
     if stepper is not None and stepper.TOTALS["schedules"]:
         terminalreporter.write_line(
             f"{stepper.TOTALS['schedules']:,} interleavings checked, "
             f"by {stepper.TOTALS['outcomes']:,} runs to a different end"
         )
+    deaths = sys.modules.get("deaths")
+    for line in [] if deaths is None else deaths.FIGURES:
+        terminalreporter.write_line(line)

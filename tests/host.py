@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import jidoka_shm
+from jidoka_shm import segment, seqlock
 from jidoka_shm.layout import PREFIX
 from jidoka_shm.segment import SHM_DIRECTORY
 
@@ -198,3 +199,23 @@ def stop_at_line(number: int, work: Callable[[], object], stop: Callable[[], obj
     finally:
         sys.settrace(before)
     return left <= 0
+
+
+def list_own_names_alone(patch: pytest.MonkeyPatch, name: str) -> None:
+    """Have a registry's objects listed as if there were no others, and so in as many lines."""
+    patch.setattr(
+        segment, "names", lambda: [f"/{PREFIX}{name}{tail}" for tail in sorted(objects_of(name))]
+    )
+
+
+def overwrite_in_few_lines(patch: pytest.MonkeyPatch) -> None:
+    """Have a whole index overwritten with stops at its ends only, not at each entry."""
+    overwrite = seqlock.overwrite
+
+    def stop_only_at_the_ends(words: memoryview, word: int) -> None:
+        overwrite(words[:2], word)
+        for entry in range(2, len(words) - 2):
+            words[entry] = word
+        overwrite(words[-2:], word)
+
+    patch.setattr(seqlock, "overwrite", stop_only_at_the_ends)

@@ -279,6 +279,17 @@ def test_a_table_that_stays_missing_is_corrupt(name: str) -> None:
         attach(name, AT_ONCE)
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_registry_whose_destruction_was_cut_short_is_not_found(name: str, *, again: bool) -> None:
+    _make(name)
+    old = attach(name, AT_ONCE)
+    _make(name, fresh=True)
+    _put(path_of(name), CONTROL_FIELDS["change"], (1).to_bytes(8, "little"))
+    path_of(name, 1).unlink()
+    with pytest.raises(RegistryNotFound):
+        attach_again(name, old, AT_ONCE) if again else attach(name, AT_ONCE)
+
+
 def test_failed_tries_leave_no_descriptor(name: str) -> None:
     path_of(name).write_bytes(_control())
     path_of(name, 1).write_bytes(_table(INSTANCE)[:100])
