@@ -6,7 +6,7 @@ A look-up takes no lock and makes no system call; a list makes one, to see that 
 from __future__ import annotations
 
 import abc
-from collections.abc import ItemsView, Iterator, Mapping, ValuesView
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from uuid import UUID
 
@@ -32,9 +32,10 @@ from .session import (
     parse_status,
 )
 from .table import TableGone
+from .views import SessionItems, SessionValues
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, ItemsView, Iterator, ValuesView
 
     from numpy.typing import NDArray
 
@@ -134,20 +135,23 @@ class SessionReads(Mapping[UUID, Session]):
         return self.get(session_id) is not None
 
     def _look_up(self, session_id: object) -> Session | None:
-        key = session_id if type(session_id) is UUID else parse_session_id(session_id)
         for _ in range(_ATTACHMENTS):
             view = self._view
+            # Before the id is parsed, so that a closed handle says so whatever it is asked.
+            look_up = view.look_up
+            key = session_id if type(session_id) is UUID else parse_session_id(session_id)
             try:
-                return view.look_up(key)
+                return look_up(key)
             except TableGone:
                 self._attach_again(view)
         raise ReadContended(_ATTACHMENTS)
 
     def _glance(self, session_id: UUID | str) -> Glance:
-        key = session_id if type(session_id) is UUID else parse_session_id(session_id)
         for _ in range(_ATTACHMENTS):
             view = self._view
-            glance = view.quick_glance(key)
+            quick_glance = view.quick_glance
+            key = session_id if type(session_id) is UUID else parse_session_id(session_id)
+            glance = quick_glance(key)
             if glance:
                 return glance
             try:
@@ -204,15 +208,13 @@ class SessionReads(Mapping[UUID, Session]):
     def __iter__(self) -> Iterator[UUID]:
         return iter(decode_ids(self.snapshot()["session_id"].tobytes()))
 
-    # A Mapping's own views would look up each id again, and raise for one that ended meanwhile.
-
     def items(self) -> ItemsView[UUID, Session]:
         """Return the pairs of id and session; each iteration is one scan."""
-        return _Items(self)
+        return SessionItems(self)
 
     def values(self) -> ValuesView[Session]:
         """Return the sessions; each iteration is one scan."""
-        return _Values(self)
+        return SessionValues(self)
 
     def _listing(self) -> Listing:
         return self._on_table(_scanned)
@@ -324,21 +326,6 @@ class SessionReads(Mapping[UUID, Session]):
     # A handle is itself, whatever it maps to: a Mapping's own == would compare all sessions.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
-
-
-class _Items(ItemsView[UUID, Session]):
-    _mapping: SessionReads
-
-    def __iter__(self) -> Iterator[tuple[UUID, Session]]:
-        for session in self._mapping.values():
-            yield session.session_id, session
-
-
-class _Values(ValuesView[Session]):
-    _mapping: SessionReads
-
-    def __iter__(self) -> Iterator[Session]:
-        return iter(list(self._mapping._listing().sessions.values()))  # noqa: SLF001 - its view
 
 
 def _scanned(view: Attachment) -> Listing:

@@ -173,6 +173,7 @@ def quick_look_up(  # noqa: C901 - the function inside is one frame, as said
                 # The load that makes it a conclusion, as in ``read``.
                 again = words[entry]
                 if again != word:
+                    index.retries += 1
                     return None
                 if found == key.to_bytes(16):
                     if code not in statuses or length > limit:
@@ -217,6 +218,7 @@ def quick_glance(  # noqa: C901 - as above
                     return None
                 again = words[entry]
                 if again != word:
+                    index.retries += 1
                     return None
                 if found == key.to_bytes(16):
                     return status, pid

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from support import session
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from jidoka_shm.session import Session
+    from jidoka_shm.slots import Slots
     from jidoka_shm.writer import TableWriter
 
 T = TypeVar("T")
@@ -52,3 +55,21 @@ def state_of(writer: TableWriter) -> tuple[bytes, bytes, list[int]]:
     """Return what a failed change must leave as it was: control, index, reach, free slots."""
     control = bytes(writer.control._memory)
     return control, bytes(writer.slots.memory[: writer.slots.begin]), list(writer._free)
+
+
+class MetSlots:
+    """A table's slots, of which each head that a quick look-up copies is met by a commit."""
+
+    def __init__(self, slots: Slots, commit: Callable[[], object]) -> None:
+        self.memory, self.begin = slots.memory, slots.begin
+        self.slot_size, self.limit = slots.slot_size, slots.limit
+        self.unpack = self._met(slots.unpack, commit)
+        self.unpack_brief = self._met(slots.unpack_brief, commit)
+
+    def _met(self, unpack: Callable[[int], T], commit: Callable[[], object]) -> Callable[[int], T]:
+        def met(at: int) -> T:
+            head = unpack(at)
+            commit()
+            return head
+
+        return met

@@ -46,6 +46,7 @@ ORDER = (
     "ownership",
     "attachment",
     "handles",
+    "views",
     "reads",
     "reader",
     "changes",

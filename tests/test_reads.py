@@ -7,11 +7,13 @@ import pickle
 import uuid
 from dataclasses import FrozenInstanceError
 from typing import TYPE_CHECKING, Any
+from unittest.mock import ANY
 from uuid import UUID, uuid4
 
 import numpy as np
 import pytest
 from host import path_of
+from tables import MetSlots
 
 from jidoka_shm import (
     CorruptRegistry,
@@ -380,6 +382,79 @@ def test_sessions_may_vanish_while_it_is_iterated(
     assert set(handle) == set(sids)
 
 
+class _Spoiler:
+    """Equals nothing, and removes a session each time that it is asked."""
+
+    def __init__(self, remove: Callable[[], object]) -> None:
+        self.remove, self.asked = remove, 0
+
+    def __eq__(self, other: object) -> bool:
+        self.asked += 1
+        self.remove()
+        return False
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_sessions_may_vanish_while_a_view_is_searched(
+    handle: SessionReads, manager: SessionManager
+) -> None:
+    sids = [manager.create_session() for _ in range(20)]
+    table = manager._registry.table
+
+    def remove() -> None:
+        table.remove(table.look_up(sids.pop())[0])  # type: ignore[index]
+
+    spoiler = _Spoiler(lambda: [remove() for _ in range(3 if len(sids) > 10 else 0)])
+    assert spoiler not in handle.values()
+    assert spoiler.asked == 20
+    gone = handle[sids[0]]
+    spoiler = _Spoiler(remove)
+    assert (sids[0], spoiler) not in handle.items()
+    assert spoiler.asked == 1
+    table.remove(table.look_up(gone.session_id)[0])  # type: ignore[index]
+    assert gone not in handle.values()
+    assert (gone.session_id, gone) not in handle.items()
+
+
+def test_a_view_holds_what_it_yields_and_nothing_else(
+    handle: SessionReads, manager: SessionManager
+) -> None:
+    sid, other = manager.create_session({"a": 1}), manager.create_session({"a": 2})
+    session = handle[sid]
+    assert session in handle.values()
+    assert (sid, session) in handle.items()
+    assert (str(sid), session) in handle.items()
+    assert (other, session) not in handle.items()
+    assert (ABSENT, session) not in handle.items()
+    assert (ABSENT, None) not in handle.items()
+    assert ANY in handle.values()
+    assert (sid, ANY) in handle.items()
+    assert (ABSENT, ANY) not in handle.items()
+    assert Session.make(session_id=ABSENT) not in handle.values()
+    changed = manager.update_session(sid, metadata={"a": 3})
+    assert session not in handle.values()
+    assert (sid, session) not in handle.items()
+    assert changed in handle.values()
+    assert (sid, changed) in handle.items()
+
+
+@pytest.mark.parametrize("value", NO_IDS, ids=repr)
+def test_a_view_holds_nothing_of_what_cannot_be_in_it(
+    handle: SessionReads, manager: SessionManager, value: object
+) -> None:
+    session = handle[manager.create_session()]
+    assert value not in handle.keys()  # noqa: SIM118 - the view is what is tested
+    assert value not in handle.values()
+    assert value not in handle.items()
+    for item in ((value, session), (value, None), (session, value), (session.session_id, value)):
+        assert item not in handle.items()
+        assert item not in handle.values()
+    for item in ((), (session.session_id,), (session.session_id, session, 1)):
+        assert item not in handle.items()
+    assert [session.session_id, session] not in handle.items()
+
+
 def test_a_match_takes_a_session_by_its_id(handle: SessionReads, manager: SessionManager) -> None:
     sid = manager.create_session({"a": 1})
     match {"handle": handle}:
@@ -513,6 +588,50 @@ def test_figures_tell_what_there_is_and_what_happened(
         stats.sessions = 4  # type: ignore[misc]
 
 
+def _meet_a_commit(handle: SessionReads, commit: Callable[[], object]) -> None:
+    """Let the next copy that the handle makes of a slot be met by a commit."""
+    view = handle._view
+    table = view.table
+    left = [commit]
+
+    def commit_once() -> None:
+        if left:
+            left.pop()()
+
+    def met(copy: Callable[[int], object]) -> Callable[[int], object]:
+        def call(word: int) -> object:
+            copied = copy(word)
+            commit_once()
+            return copied
+
+        return call
+
+    if table.verify:
+        table.copy_whole = met(table.slots.copy_whole_verified)  # type: ignore[assignment]
+        table.copy_head = met(table.slots.copy_head_verified)  # type: ignore[assignment]
+    else:
+        slots: Any = MetSlots(table.slots, commit_once)
+        view.quick_look_up = seqlock.quick_look_up(table.index, table.reach, slots)
+        view.quick_glance = seqlock.quick_glance(table.index, table.reach, slots)
+
+
+@pytest.mark.parametrize(
+    "way", ["get_session_info", "get", "get_session_status", "get_session_pid"]
+)
+def test_look_ups_that_met_a_commit_are_counted_as_retries(
+    handle: SessionReads, manager: SessionManager, way: str
+) -> None:
+    sid = manager.create_session(pid=1)
+    before = handle.stats().retries
+    for number in range(1, 11):
+        # What is kept of the session must not spare the look-up.
+        manager.update_session(sid, metadata={"number": number})
+        _meet_a_commit(handle, lambda: manager.update_session(sid, metadata={"met": True}))
+        assert getattr(handle, way)(sid) == getattr(manager, way)(sid)
+        assert handle.stats().retries - before >= number
+    assert handle.stats().retries - before < 20
+
+
 def test_a_refresh_of_what_is_the_same_still_does_nothing(
     handle: SessionReads, manager: SessionManager
 ) -> None:
@@ -607,6 +726,8 @@ def _reads_of(handle: SessionReads, sid: UUID) -> list[Callable[[], object]]:
         lambda: list(handle.values()),
         lambda: list(handle.items()),
         lambda: (sid, None) in handle.items(),
+        lambda: Session.make(session_id=sid) in handle.values(),
+        lambda: 5 in handle.values(),
         handle.list_sessions,
         lambda: handle.list_sessions("active"),
         handle.count_by_status,
@@ -626,7 +747,16 @@ def test_a_closed_handle_says_so_in_every_call(
         read()
     handle.close()
     handle.close()
-    for read in [*_reads_of(handle, sid) * 2, lambda: "no id" in handle, lambda: handle.version]:
+    no_id: list[Callable[[], object]] = [
+        lambda: "no id" in handle,
+        lambda: handle.get("no id"),
+        lambda: handle.get_session_info("no id"),
+        lambda: handle.get_session_pid("no id"),
+        lambda: handle.get_session_status("no id"),
+        lambda: ("no id", None) in handle.items(),
+        lambda: 5 in handle.items(),
+    ]
+    for read in [*_reads_of(handle, sid) * 2, *no_id, lambda: handle.version]:
         with pytest.raises(RegistryClosed, match=f"{manager.name}.*is closed"):
             read()
     assert handle.name == manager.name
@@ -683,8 +813,9 @@ def test_a_table_that_is_given_up_again_and_again_ends_in_an_error(
         def gone(*_: object) -> Session:
             raise TableGone
 
-        for step in ("look_up", "find", "at_home", "copy_index"):
+        for step in ("look_up", "find", "copy_index"):
             monkeypatch.setattr(view.table, step, gone)
+        view.quick_look_up = view.quick_glance = seqlock.never_quick
         attached = []
         monkeypatch.setattr(reader, "_attach_again", attached.append)
         for read in (

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-import random
 import threading
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import make_writer, reader_of, session
-from tables import add
 
 import jidoka_shm
 from jidoka_shm import seqlock
 from jidoka_shm.errors import ReadContended
-from jidoka_shm.layout import CLOSED, EMPTY, MOVED, SLOT_MASK, index_word
+from jidoka_shm.layout import CLOSED, EMPTY, MOVED, index_word
 from jidoka_shm.seqlock import SequenceWords
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from jidoka_shm.seqlock import Found
-    from jidoka_shm.table import SessionTable
 
 ONE, TWO, THREE = (index_word(version, 7) for version in (1, 2, 3))
 
@@ -271,123 +265,6 @@ def test_an_error_of_the_copy_is_passed_on() -> None:
 
     with pytest.raises(ZeroDivisionError):
         SequenceWords([ONE]).read(0, copy)
-
-
-# ---------------------------------------------------------------------------- quick look-ups
-
-
-def _quick(table: SessionTable, key: int) -> Found | tuple[()] | None:
-    look_up = seqlock.quick_look_up(table.index, table.reach, table.slots)
-    return look_up(UUID(int=key))
-
-
-def test_a_quick_look_up_agrees_with_a_look_up_for_each_of_many_ids() -> None:
-    writer = make_writer(600, 128)
-    rng = random.Random(3)
-    keys = [rng.getrandbits(128) if n % 2 else rng.randrange(4000) << 9 for n in range(600)]
-    live = set(keys)
-    add(writer, *live)
-    for key in sorted(live)[::3]:
-        writer.remove(writer.look_up(UUID(int=key))[0])
-    table = reader_of(writer)
-    look_up = seqlock.quick_look_up(table.index, table.reach, table.slots)
-    answers = {"found": 0, "not there": 0, "farther": 0}
-    for key in [*keys, *(rng.getrandbits(128) for _ in range(2000))]:
-        found, exact = look_up(UUID(int=key)), table.look_up(UUID(int=key))
-        if found is None:
-            answers["farther"] += 1
-        else:
-            assert found == (() if exact is None else exact)
-            answers["found" if found else "not there"] += 1
-    assert min(answers.values()) > 20, answers
-
-
-def test_a_quick_look_up_finds_a_session_there() -> None:
-    writer = make_writer()
-    (made,) = add(writer, 5, metadata={"a": 1})
-    assert _quick(reader_of(writer), 5) == (5, writer.index.words[5], made)
-
-
-def test_a_quick_look_up_tells_that_nothing_is_there() -> None:
-    writer = make_writer()
-    add(writer, 5)
-    assert _quick(reader_of(writer), 6) == ()
-
-
-def test_a_quick_look_up_leaves_it_open_where_another_session_is_quick() -> None:
-    writer = make_writer()
-    add(writer, 5)
-    assert _quick(reader_of(writer), 5 + writer.geometry.index_size) is None
-
-
-def test_a_quick_look_up_leaves_it_open_where_home_is_empty_and_its_reach_is_not() -> None:
-    writer = make_writer()
-    size = writer.geometry.index_size
-    add(writer, 5, 5 + size)
-    writer.remove(5)
-    assert _quick(reader_of(writer), 5 + size) is None
-    assert _quick(reader_of(writer), 5) is None
-
-
-@pytest.mark.parametrize("word", [MOVED, CLOSED])
-def test_a_quick_look_up_leaves_it_open_where_the_table_is_given_up(word: int) -> None:
-    writer = make_writer()
-    writer.index.words[5] = word
-    assert _quick(reader_of(writer), 5) is None
-
-
-@pytest.mark.parametrize("change", ["slot", "length", "status"])
-def test_a_quick_look_up_leaves_damage_to_a_closer_look(change: str) -> None:
-    writer = make_writer()
-    add(writer, 5)
-    start = writer.slots.offset(writer.index.words[5] & SLOT_MASK)
-    if change == "slot":
-        writer.index.words[5] = index_word(1, SLOT_MASK)
-    elif change == "length":
-        writer.slots.memory[start + 44 : start + 48] = (449).to_bytes(4, "little")
-    else:
-        writer.slots.memory[start + 48] = 6
-    assert _quick(reader_of(writer), 5) is None
-
-
-class _Met:
-    """Slots whose copy at home is met by a commit."""
-
-    def __init__(self, table: SessionTable, commit: object) -> None:
-        self.memory, self.begin = table.slots.memory, table.slots.begin
-        self.slot_size, self.limit = table.slots.slot_size, table.slots.limit
-        self._unpack, self._commit = table.slots.unpack, commit
-
-    def unpack(self, at: int) -> object:
-        head = self._unpack(at)
-        self._commit()
-        return head
-
-
-def test_a_quick_look_up_concludes_nothing_from_a_copy_that_a_commit_came_into() -> None:
-    writer = make_writer()
-    add(writer, 5)
-    table = reader_of(writer)
-    for commit in (
-        lambda: writer.replace(5, session(writer, 5, status="active")),
-        lambda: writer.remove(5),
-    ):
-        look_up = seqlock.quick_look_up(table.index, table.reach, _Met(table, commit))
-        assert look_up(UUID(int=5)) is None
-
-
-def test_a_quick_look_up_copies_a_payload_of_its_own() -> None:
-    writer = make_writer()
-    add(writer, 5, metadata={"a": 1})
-    table = reader_of(writer)
-    _, _, found = _quick(table, 5)
-    start = writer.slots.offset(writer.index.words[5] & SLOT_MASK)
-    table.slots.memory[start : start + 512] = bytes(512)
-    assert found.metadata == {"a": 1}
-
-
-def test_the_stand_in_of_a_verifying_table_leaves_everything_open() -> None:
-    assert seqlock.never_quick(UUID(int=5)) is None
 
 
 # ---------------------------------------------------------------------------- machines
