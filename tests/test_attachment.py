@@ -8,10 +8,10 @@ from uuid import UUID, uuid4
 
 import pytest
 from host import descriptors_of, in_child, objects_of, path_of
-from support import INSTANCE, ME, make_writer, reader_of, session, wait_until
+from support import INSTANCE, ME, wait_until
 
 from jidoka_shm import attachment, ownership, segment
-from jidoka_shm.attachment import Attachment, ReadOptions, attach, attach_again, detached
+from jidoka_shm.attachment import ReadOptions, attach, attach_again, detached
 from jidoka_shm.control import ControlWriter
 from jidoka_shm.errors import (
     CorruptRegistry,
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from jidoka_shm.session import Session
-    from jidoka_shm.writer import TableWriter
 
 GEOMETRY = Geometry.for_capacity(1, 128)
 AT_ONCE = ReadOptions(timeout=0, cache_size=4, verify=False)
@@ -337,7 +335,7 @@ def test_a_new_instance_is_attached_to(name: str) -> None:
     view = attach_again(name, old, AT_ONCE)
     assert view is not old
     assert view.identity == (header.instance, 1)
-    assert view.cached == 0
+    assert len(view.cache) == 0
 
 
 def test_a_new_generation_is_attached_to(name: str) -> None:
@@ -413,166 +411,18 @@ def test_a_follower_of_another_format_is_named(name: str) -> None:
 def test_any_use_of_what_is_detached_raises_anew() -> None:
     view = detached(RegistryClosed, "a-name", "because")
     caught = []
-    for attribute in ("table", "young", "look_up", "is_named", "listing", "anything"):
+    for attribute in (
+        "table",
+        "cache",
+        "quick_look_up",
+        "look_up",
+        "is_named",
+        "listing",
+        "anything",
+    ):
         with pytest.raises(RegistryClosed, match="'a-name': because") as info:
             getattr(view, attribute)
         caught.append(info.value)
     assert len(set(map(id, caught))) == len(caught)
     with pytest.raises(SessionNotFound):
         detached(SessionNotFound, INSTANCE).table  # noqa: B018 - the access is what raises
-
-
-# ---------------------------------------------------------------------------- the cache
-
-
-class Cache:
-    """An attachment to a table in plain memory, that counts its look-ups of the table."""
-
-    def __init__(self, size: int, capacity: int = 64) -> None:
-        self.writer: TableWriter = make_writer(capacity)
-        table = reader_of(self.writer)
-        self.view = Attachment(self.writer.control, table, is_named=lambda: True, cache_size=size)
-        self.looks = 0
-        for step in ("quick_look_up", "look_up"):
-            setattr(table, step, self._counting(getattr(table, step), step))
-
-    def _counting(self, look: Callable[[UUID], Any], step: str) -> Callable[[UUID], Any]:
-        def count_and_look(session_id: UUID) -> object:
-            found = look(session_id)
-            # A look at home that cannot tell is followed by the other one.
-            self.looks += not (step == "quick_look_up" and found is None)
-            return found
-
-        return count_and_look
-
-    def add(self, key: int) -> Session:
-        added = session(self.writer, key)
-        self.writer.insert(added)
-        return added
-
-    def remove(self, key: int) -> None:
-        found = self.writer.look_up(UUID(int=key))
-        assert found is not None
-        self.writer.remove(found[0])
-
-    def look_up(self, key: int) -> Session | None:
-        """Look up as a reader does: the young cache first."""
-        hit = self.view.young.get(key)
-        if hit is not None and self.view.words[hit[0]] == hit[1]:
-            return hit[2]
-        return self.view.look_up(UUID(int=key))
-
-
-def test_no_cache_keeps_nothing() -> None:
-    cache = Cache(0)
-    added = cache.add(1)
-    for looks in (1, 2, 3):
-        assert cache.look_up(1) == added
-        assert cache.looks == looks
-        assert cache.view.cached == 0
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 10, 65_536])
-def test_a_repeated_look_up_is_the_same_object_and_no_look_at_the_table(size: int) -> None:
-    cache = Cache(size)
-    added = cache.add(1)
-    first = cache.look_up(1)
-    assert first == added
-    for _ in range(3):
-        assert cache.look_up(1) is first
-    assert cache.looks == cache.view.cached == 1
-
-
-@pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 5, 10, 31])
-def test_the_cache_keeps_no_more_than_it_is_asked_to(size: int) -> None:
-    cache = Cache(size)
-    for key in range(1, 51):
-        cache.add(key)
-    for _ in range(3):
-        for key in range(1, 51):
-            assert cache.look_up(key) is not None
-            assert cache.view.cached <= size
-
-
-@pytest.mark.parametrize("size", [2, 10, 40])
-def test_the_cache_keeps_the_latest_half_at_least(size: int) -> None:
-    cache = Cache(size)
-    for key in range(1, 51):
-        cache.add(key)
-        cache.look_up(key)
-    looks = cache.looks
-    for key in range(50, 50 - size // 2, -1):
-        assert cache.look_up(key) is not None
-    assert cache.looks == looks
-
-
-def test_what_is_looked_up_again_and_again_stays_while_others_come_and_go() -> None:
-    cache = Cache(8)
-    for key in range(51):
-        cache.add(key)
-    first = cache.look_up(0)
-    for key in range(1, 51):
-        cache.look_up(key)
-        assert cache.look_up(0) is first
-    assert cache.looks == 51
-
-
-def test_a_changed_word_means_look_again() -> None:
-    cache = Cache(8)
-    cache.add(1)
-    first = cache.look_up(1)
-    found = cache.writer.look_up(UUID(int=1))
-    assert found is not None
-    changed = session(cache.writer, 1, metadata={"new": True})
-    cache.writer.replace(found[0], changed)
-    assert cache.look_up(1) == changed != first
-    assert cache.looks == 2
-    assert cache.look_up(1) == changed
-    assert cache.looks == 2
-
-
-def test_a_session_that_is_gone_is_not_found_and_a_miss_is_not_kept() -> None:
-    cache = Cache(8)
-    assert cache.look_up(1) is None
-    cache.add(1)
-    assert cache.look_up(1) is not None
-    cache.remove(1)
-    assert cache.look_up(1) is None
-    again = cache.add(1)
-    assert cache.look_up(1) == again
-
-
-@pytest.mark.parametrize("others", [0, 4])
-def test_a_session_made_anew_at_another_entry_is_found(others: int) -> None:
-    # With others looked up in between, the stale hit is in the old half of the cache.
-    cache = Cache(8)
-    size = cache.writer.geometry.index_size
-    near, far = 7, 7 + size
-    cache.add(near)
-    cache.add(far)
-    assert cache.look_up(far) is not None
-    at = cache.view.young[far][0]
-    for key in range(100, 100 + others):
-        cache.add(key)
-        cache.look_up(key)
-    cache.remove(far)
-    cache.remove(near)
-    again = cache.add(far)
-    assert cache.view.words[at] == 0
-    assert cache.look_up(far) == again
-    assert cache.view.young[far][0] == at - 1
-
-
-@pytest.mark.parametrize("others", [0, 4])
-def test_another_session_at_the_entry_of_a_kept_one_is_not_taken_for_it(others: int) -> None:
-    cache = Cache(8)
-    size = cache.writer.geometry.index_size
-    cache.add(7)
-    assert cache.look_up(7) is not None
-    for key in range(100, 100 + others):
-        cache.add(key)
-        cache.look_up(key)
-    cache.remove(7)
-    added = cache.add(7 + size)
-    assert cache.look_up(7) is None
-    assert cache.look_up(7 + size) == added
