@@ -146,13 +146,17 @@ def test_after_a_kill_in_mid_commit_all_sessions_are_found_and_no_snapshot_is_cl
 
 def _copied(table: SessionTable) -> list[int]:
     """Return a list that gets the word of each copy that the table makes."""
-    copied, real = [], table.copy_whole
+    copied, whole, many = [], table.copy_whole, table.copy_many
 
-    def copy(word: int) -> object:
+    def copy_whole(word: int) -> object:
         copied.append(word)
-        return real(word)
+        return whole(word)
 
-    table.copy_whole = copy
+    def copy_many(words: np.ndarray) -> object:
+        copied.extend(words.tolist())
+        return many(words)
+
+    table.copy_whole, table.copy_many = copy_whole, copy_many
     return copied
 
 
@@ -240,7 +244,7 @@ def _met(table: SessionTable, when: str, commit: Callable[[], object]) -> None:
     """
     owner, name = {
         "index": (table, "copy_index"),
-        "slots": (table, "copy_whole"),
+        "slots": (table, "copy_many"),
         "headers": (table.slots, "copy_headers"),
         "again": (table, "read"),
     }[when]
@@ -506,6 +510,33 @@ def test_a_length_too_large_is_damage(*, verify: bool) -> None:
     writer.slots.memory[start + 44 : start + 48] = b"\xff\xff\xff\xff"
     with pytest.raises(CorruptRegistry, match="entry 2, slot 1, version 2 holds no session"):
         scan_sessions(reader_of(writer, verify=verify), {})
+
+
+@both_ways
+def test_of_many_damaged_ones_a_slot_is_named(*, verify: bool) -> None:
+    writer = make_writer()
+    add(writer, 1, 2, 3)
+    for entry in (2, 3):
+        writer.index.words[entry] |= SLOT_MASK
+    with pytest.raises(CorruptRegistry, match=f"entry 2, slot {SLOT_MASK}, version 2 holds no"):
+        scan_sessions(reader_of(writer, verify=verify), {})
+
+
+@both_ways
+def test_damage_that_a_commit_mends_meanwhile_is_none(*, verify: bool) -> None:
+    writer = make_writer()
+    add(writer, 1, 2, 3)
+    writer.index.words[2] |= SLOT_MASK
+    table = reader_of(writer, verify=verify)
+
+    def mend() -> None:
+        writer.index.words[2] = index_word(2, 1)
+        writer.replace(2, session(writer, 2))
+
+    _met(table, "slots", mend)
+    change, found = _sessions(table)
+    assert change is None
+    assert _listed(found) == _at_rest(writer)
 
 
 @scans

@@ -24,7 +24,7 @@ from jidoka_shm.layout import (
     index_word,
 )
 from jidoka_shm.session import STATUS_OF_CODE, Session, SessionStatus
-from jidoka_shm.slots import DAMAGED, Slots, make_session, pack_slot
+from jidoka_shm.slots import DAMAGED, Slots, make_session, make_sessions, pack_slot
 
 if TYPE_CHECKING:
     from jidoka_shm.slots import Copy
@@ -49,6 +49,8 @@ PACKED = pack_slot(SESSION)
 PLAIN = ("copy_head", "copy_whole", "copy_row")
 VERIFIED = ("copy_head_verified", "copy_whole_verified", "copy_row_verified")
 COPIES = (*PLAIN, *VERIFIED)
+
+raws = st.binary(max_size=GEOMETRY.slot_size)
 
 LENGTH_OFFSET = SLOT_DTYPE.fields["payload_length"][1]
 MARKER = 0xEE
@@ -197,6 +199,90 @@ def test_slots_hold_their_memory() -> None:
         slots.memory.extend(b"\0")
 
 
+# ---------------------------------------------------------------------------- many at once
+
+MANY = [("copy_many", "copy_whole"), ("copy_many_verified", "copy_whole_verified")]
+each_many = pytest.mark.parametrize(("many", "one"), MANY, ids=["plain", "verified"])
+
+
+def _agree(slots: Slots, words: list[int], many: str, one: str) -> list[Copy]:
+    """Return the copies of many words, once they are what a copy of each alone is."""
+    copies = getattr(slots, many)(np.array(words, np.uint64))
+    alone = [_copy(slots, one, word) for word in words]
+    assert copies == alone
+    # By identity: that is how a scan tells a copy to be made again.
+    assert [copy is DAMAGED for copy in copies] == [copy is DAMAGED for copy in alone]
+    return copies
+
+
+@each_many
+def test_many_copies_are_what_each_alone_is(many: str, one: str) -> None:
+    slots, words = _slots(), []
+    for slot in range(0, GEOMETRY.slot_count, 2):
+        session = Session.make(metadata={"slot": slot * "x"}, pid=slot + 1, version=slot + 5)
+        packed, start = pack_slot(session), slots.offset(slot)
+        slots.memory[start : start + len(packed)] = packed
+        words.append(index_word(slot + 5, slot))
+    copies = _agree(slots, [*words[::-1], words[2], *words], many, one)
+    assert not [copy for copy in copies if copy is DAMAGED]
+    assert _agree(slots, [], many, one) == []
+
+
+@each_many
+def test_of_many_copies_only_the_damaged_are(many: str, one: str) -> None:
+    count = GEOMETRY.slot_count
+    beyond = [index_word(VERSION, slot) for slot in (count, count + 1, SLOT_MASK)]
+    slots, last = _slots(), GEOMETRY.slots_offset + (count - 1) * GEOMETRY.slot_size
+    # A sound one, which must not be given for those beyond it.
+    slots.memory[last : last + len(PACKED)] = PACKED
+    copies = _agree(slots, [WORD, *beyond, WORD, 2**64 - 1, WORD], many, one)
+    assert [copy is DAMAGED for copy in copies] == [False, True, True, True, False, True, False]
+
+
+@each_many
+@given(
+    contents=st.lists(raws, min_size=1, max_size=4),
+    words=st.lists(st.integers(3, 2**64 - 1), max_size=8),
+)
+def test_many_copies_of_any_bytes_are_what_each_alone_is(
+    contents: list[bytes], words: list[int], many: str, one: str
+) -> None:
+    slots = _slots()
+    for slot, raw in enumerate(contents):
+        start = slots.offset(slot)
+        slots.memory[start : start + len(raw)] = raw
+    named = [index_word(VERSION, slot) for slot in range(GEOMETRY.slot_count)]
+    _agree(slots, [*named, *words], many, one)
+
+
+@each_many
+@given(length=st.integers(0, 2**32 - 1) | st.integers(0, 2 * GEOMETRY.slot_size))
+@example(length=GEOMETRY.payload_limit)
+@example(length=GEOMETRY.payload_limit + 1)
+def test_many_copies_of_any_length_are_what_each_alone_is(length: int, many: str, one: str) -> None:
+    slots = _slots(_with_crcs(PACKED, length))
+    for head, payload in _agree(slots, [WORD, WORD], many, one):
+        assert MARKER not in payload
+        assert (head == DAMAGED[0]) == (length > GEOMETRY.payload_limit)
+
+
+@each_many
+def test_many_copies_are_private(many: str, one: str) -> None:
+    slots = _slots()
+    ((head, payload),) = _agree(slots, [WORD], many, one)
+    slots.memory[START : START + GEOMETRY.slot_size] = bytes(GEOMETRY.slot_size)
+    assert (head, payload) == (HEAD, SESSION._payload)
+
+
+def test_no_flipped_bit_is_verified_among_many() -> None:
+    slots = _slots()
+    for bit in range(8 * len(PACKED)):
+        slots.memory[START + bit // 8] ^= 1 << bit % 8
+        (copy,) = _agree(slots, [WORD], *MANY[1])
+        assert copy is DAMAGED, bit
+        slots.memory[START + bit // 8] ^= 1 << bit % 8
+
+
 # ---------------------------------------------------------------------------- flipped bits
 
 
@@ -251,9 +337,6 @@ def test_each_flipped_bit_is_found_by_inspection() -> None:
 
 
 # ---------------------------------------------------------------------------- any bytes
-
-
-raws = st.binary(max_size=GEOMETRY.slot_size)
 
 
 @given(raws)
@@ -389,3 +472,31 @@ def test_a_payload_that_is_none_is_found_by_inspection() -> None:
 def test_a_damaged_copy_is_no_session() -> None:
     with pytest.raises(KeyError):
         make_session(UUID(int=1), DAMAGED)
+
+
+def test_many_sessions_are_made_as_each_alone_is() -> None:
+    made = [
+        Session.make(status=status, pid=pid, version=version, metadata={"n": version})
+        for version, (status, pid) in enumerate(
+            [(status, pid) for status in SessionStatus for pid in (None, 1, 2**22)], start=1
+        )
+    ]
+    slots = [_slots(pack_slot(session)) for session in made]
+    copies = [each.copy_whole(WORD) for each in slots]
+    sessions = make_sessions(copies)
+    assert sessions == made
+    assert [(one.pid, one._created) for one in sessions] == [
+        (one.pid, one._created) for one in made
+    ]
+    assert all(type(one.session_id) is UUID for one in sessions)
+    assert make_sessions([]) == []
+
+
+@pytest.mark.parametrize("code", [0, 6, 255])
+@pytest.mark.parametrize("at", range(3))
+def test_one_status_that_is_none_makes_no_sessions(at: int, code: int) -> None:
+    copies = 3 * [(HEAD, SESSION._payload)]
+    assert make_sessions(copies) == 3 * [SESSION]
+    copies[at] = (*HEAD[:6], code), SESSION._payload
+    with pytest.raises(KeyError):
+        make_sessions(copies)

@@ -403,6 +403,35 @@ def test_a_status_that_is_none_is_damage(code: int, *, verify: bool) -> None:
         reader_of(writer, verify=verify).look_up(UUID(int=5))
 
 
+@both_ways
+def test_many_sessions_are_those_that_were_copied(*, verify: bool) -> None:
+    writer = make_writer()
+    made = add(writer, 1, 2, 40)
+    looked = reader_of(writer, verify=verify)
+    placed = {entry: writer.index.words[entry] for entry in (1, 2, 3)}
+    copies = {entry: looked.copy_whole(word) for entry, word in placed.items()}
+    assert looked.make_sessions(placed, copies) == made
+    assert looked.make_sessions(placed, {}) == []
+
+
+@both_ways
+@pytest.mark.parametrize(
+    ("entry", "place"), [(1, "1, slot 0, version 1"), (3, "3, slot 2, version 3")]
+)
+@pytest.mark.parametrize("code", [0, 6, 255])
+def test_the_place_of_a_status_that_is_none_is_named_among_many(
+    entry: int, place: str, code: int, *, verify: bool
+) -> None:
+    writer = make_writer()
+    add(writer, 1, 2, 40)
+    _set_status(writer, entry, code)
+    looked = reader_of(writer, verify=verify)
+    placed = {entry: writer.index.words[entry] for entry in (1, 2, 3)}
+    copies = {entry: looked.copy_whole(word) for entry, word in placed.items()}
+    with pytest.raises(CorruptRegistry, match=f"entry {place} has the status code {code}"):
+        looked.make_sessions(placed, copies)
+
+
 def test_no_flipped_bit_of_a_slot_is_found_verified() -> None:
     writer = make_writer()
     (made,) = add(writer, 5, metadata={"a": [1, 2.5]})
