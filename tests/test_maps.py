@@ -24,7 +24,7 @@ from tables import json_maps, json_values, leaves
 
 from jidoka_shm import maps
 from jidoka_shm.errors import InvalidMetadata
-from jidoka_shm.maps import MAX_DEPTH, encode_map
+from jidoka_shm.maps import MAX_DEPTH, encode_map, encode_maps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -506,3 +506,92 @@ def test_what_is_stored_is_what_was_tested(monkeypatch: pytest.MonkeyPatch) -> N
     shared["t"] = 0
     both = maps.encode_maps(shared, {})
     assert [msgspec.msgpack.decode(one) for one in both] == [{"t": 0}, {}]
+
+
+# ---------------------------------------------------------------------------- two at once
+
+
+def _each_alone(metadata: object, llm_config: object) -> tuple[bytes, bytes] | InvalidMetadata:
+    """Return two maps encoded one after the other, or the first error."""
+    try:
+        return bytes(encode_map(metadata, "metadata")), bytes(encode_map(llm_config, "llm_config"))
+    except InvalidMetadata as error:
+        return error
+
+
+def _agree(metadata: object, llm_config: object) -> InvalidMetadata | None:
+    """Return what two maps are refused with, once that is as for each alone; None if they pass."""
+    alone = _each_alone(metadata, llm_config)
+    if isinstance(alone, InvalidMetadata):
+        with pytest.raises(InvalidMetadata) as caught:
+            encode_maps(metadata, llm_config)
+        assert (caught.value.path, caught.value.reason) == (alone.path, alone.reason)
+        return caught.value
+    one, other = encode_maps(metadata, llm_config)
+    assert type(one) is type(other) is msgspec.Raw
+    assert (bytes(one), bytes(other)) == alone
+    return None
+
+
+@given(_deep_maps() | st.none(), _deep_maps() | st.none())
+def test_two_maps_are_encoded_as_each_alone(metadata: object, llm_config: object) -> None:
+    assert _agree(metadata, llm_config) is None
+
+
+@pytest.mark.parametrize("beside", [None, {}, {"a": 1}], ids=str)
+@pytest.mark.parametrize("kind", VALUES)
+def test_a_value_that_is_not_jsons_is_refused_in_either_map(kind: str, beside: object) -> None:
+    value = VALUES[kind]()
+    place = {"a": [1, {"b": value}]}
+    assert _agree(place, beside).path.startswith('metadata["a"][1]["b"]')
+    assert _agree(beside, place).path.startswith('llm_config["a"][1]["b"]')
+    assert _agree(value, beside).path.startswith("metadata")
+    assert _agree(beside, value).path.startswith("llm_config")
+
+
+@pytest.mark.parametrize("kind", KEYED)
+def test_a_key_that_is_not_jsons_is_refused_in_either_map(kind: str) -> None:
+    keyed = KEYED[kind]()
+    assert _agree({"a": keyed}, {"a": 1}).path == 'metadata["a"]'
+    assert _agree({"a": 1}, {"a": keyed}).path == 'llm_config["a"]'
+
+
+@pytest.mark.parametrize("metadata", [{"a": {1}}, 5, {1: 2}], ids=str)
+@pytest.mark.parametrize("llm_config", [{"b": {1}}, 5, {1: 2}], ids=str)
+def test_where_both_maps_are_wrong_the_error_is_the_metadatas(
+    metadata: object, llm_config: object
+) -> None:
+    assert _agree(metadata, llm_config).path.startswith("metadata")
+
+
+@pytest.mark.parametrize("kind", ["dict", "list"])
+@pytest.mark.parametrize("one", [1, 31, 32, 33, 34, 100])
+@pytest.mark.parametrize("other", [1, 31, 32, 33, 34, 100])
+def test_each_of_two_maps_may_be_32_containers_deep(one: int, other: int, kind: str) -> None:
+    metadata = {} if one == 1 else _nested(one, kind)
+    llm_config = {} if other == 1 else _nested(other, kind)
+    error = _agree(metadata, llm_config)
+    if max(one, other) <= MAX_DEPTH:
+        assert error is None
+    else:
+        assert error.path.startswith("metadata[" if one > MAX_DEPTH else "llm_config[")
+        assert error.reason == f"is more than {MAX_DEPTH} deep"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [collections.OrderedDict(b=1, a=2), collections.defaultdict(list), collections.Counter(a=2)],
+    ids=lambda value: type(value).__name__,
+)
+def test_either_map_may_be_of_a_subclass_of_dict(value: dict) -> None:
+    assert _agree(value, {"a": 1}) is None
+    assert _agree({"a": 1}, value) is None
+
+
+def test_one_map_may_be_both() -> None:
+    shared = {"a": [1]}
+    assert _agree(shared, shared) is None
+
+
+def test_brackets_in_the_text_of_two_maps_are_no_depth() -> None:
+    assert _agree({"[{" * 100: "[" * 100}, {"{" * 50: [["["]]}) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import uuid
 from datetime import UTC, datetime, timedelta, timezone
@@ -500,6 +501,21 @@ def test_nones_at_the_end_of_a_payload_are_left_out(count: int) -> None:
     names = list(PAYLOAD)[:count]
     raw = Payload(**{name: PAYLOAD[name] for name in names}).encode()
     assert len(msgspec.msgpack.decode(raw)) == count
+
+
+@pytest.mark.parametrize("falsy", [False, True])
+def test_all_but_the_nones_at_the_end_of_a_payload_is_written(*, falsy: bool) -> None:
+    # What is false is there; only None is not.
+    values = PAYLOAD | ({"expires": 0, "error": "", "request": b""} if falsy else {})
+    optional = list(PAYLOAD)[2:]
+    for count in range(len(optional) + 1):
+        for names in itertools.combinations(optional, count):
+            fields = {name: values[name] for name in ["metadata", "llm_config", *names]}
+            written = list(values.values())
+            written = [written[at] if name in fields else None for at, name in enumerate(PAYLOAD)]
+            while written[-1] is None:
+                del written[-1]
+            assert Payload(**fields).encode() == msgspec.msgpack.encode(written), names
 
 
 @given(st.sets(st.sampled_from(list(PAYLOAD)[2:])))
