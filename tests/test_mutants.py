@@ -48,6 +48,7 @@ LIST = (list_all, check_list, {})
 AGAIN = (list_see_list, check_seen_then_listed, {})
 CRASH = (look_up, check_look_up, {"kill": True})
 SEEN = (see_then_list, check_seen_then_listed, {"warm": list_all})
+SEEN_AFTER_CRASH = (see_then_list, check_seen_then_listed, {"warm": list_all, "kill": True})
 
 #: Each mutant, what is read while what is written into what, and how that is judged.
 CASES = [
@@ -221,12 +222,12 @@ CASES = [
     (
         Mutant(
             "a cached session whose entry is empty is looked for again from home",
-            "cache",
-            "Cache.look_up",
-            "found: Found | tuple[()] | None = self._old.get(session_id.int)",
-            "found = self.young.get(session_id.int)\n"
-            "    if found and not self._words[found[0]]:\n"
-            "        return ()",
+            "reads",
+            "SessionReads.get",
+            "view.words[hit[0]] == hit[1]:\n            return hit[2]",
+            "view.words[hit[0]] == hit[1]:\n            return hit[2]\n"
+            "        if hit is not None and view.words[hit[0]] == 0:\n"
+            "            return default",
         ),
         ("+y +x", "-x -y +x", *CACHED),
     ),
@@ -278,7 +279,7 @@ CASES = [
             "seqlock.last_version(self.change) + 1",
             "self.change[0] // 2",
         ),
-        ("+y +x", "x", *CRASH),
+        ("+y +x", "-x", *SEEN_AFTER_CRASH),
     ),
     (
         Mutant(
@@ -307,7 +308,7 @@ CASES = [
             "closing makes the change word odd before it closes the index",
             "ownership",
             "Ownership.destroy",
-            "seqlock.hold(self.control.change, seqlock.last_version(self.control.change) + 1)",
+            "seqlock.end(self.control.change)",
             "pass",
         ),
         ("+x", "", closed_then_list, check_closed, {"warm": list_all}),
