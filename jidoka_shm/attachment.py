@@ -73,6 +73,7 @@ class Attachment:
         identity: the registry's instance and the table's generation.
         is_named: returns whether the control still has its name.
         cache: look-ups that were made.
+        kept: the cache's dict.
         caches: whether to keep any.
         quick_look_up: finds a session, as ``seqlock.quick_look_up`` says.
         quick_glance: finds status and owner pid, as ``seqlock.quick_glance`` says.
@@ -93,6 +94,7 @@ class Attachment:
         self.words = table.index.words
         self.is_named = is_named
         self.cache = Cache(cache_size)
+        self.kept = self.cache.kept
         self.caches = cache_size > 0
         self.quick_look_up = table.quick_look_up
         self.quick_glance = table.quick_glance

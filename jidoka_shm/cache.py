@@ -23,7 +23,8 @@ class Cache:
     Attributes:
         size: how many it keeps at most; 0 keeps none.
         kept: what it keeps, under the id's int. Readers look here themselves, since a call costs
-            as much as the rest of a hit; ``words[entry] == word`` is what makes it one.
+            as much as the rest of a hit; ``words[entry] == word`` is what makes it one. It is
+            the same dict for ever.
     """
 
     __slots__ = ("kept", "size")
@@ -44,9 +45,7 @@ class Cache:
 
     def _forget(self) -> None:
         """Forget the older half."""
-        # In a copy, put in place at once: another thread may be adding. All at once, because
-        # finding a dict's first key over and over is linear in the keys deleted before.
-        left = self.kept.copy()
-        for key in list(left)[: len(left) - self.size // 2]:
-            del left[key]
-        self.kept = left
+        # All at once, because finding a dict's first key over and over is linear in the keys
+        # deleted before. Another thread may forget the same ones.
+        for key in list(self.kept)[: self.size - self.size // 2]:
+            self.kept.pop(key, None)

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from uuid import UUID
 
-import numpy as np
-
 from . import processes
 from .arguments import parse_session_id
 from .attachment import Attachment, Listing
@@ -23,7 +21,7 @@ from .errors import (
     SessionNotFound,
 )
 from .handles import Stats
-from .scan import scan_headers, scan_sessions
+from .scan import count_sessions, scan_headers, scan_sessions
 from .session import (
     STATUS_OF_CODE,
     Session,
@@ -74,7 +72,7 @@ class SessionReads(Mapping[UUID, Session]):
         """
         if type(session_id) is UUID:
             view = self._view
-            hit = view.cache.kept.get(session_id.int)
+            hit = view.kept.get(session_id.int)
             if hit is not None and view.words[hit[0]] == hit[1]:
                 return hit[2]
             found = view.quick_look_up(session_id)
@@ -91,8 +89,13 @@ class SessionReads(Mapping[UUID, Session]):
 
     def get_session_status(self, session_id: UUID | str) -> SessionStatus:
         """Return a session's status; otherwise as ``get_session_info``, in half its time."""
-        glance = self._view.quick_glance(session_id) if type(session_id) is UUID else None
-        return (glance or self._glance(session_id))[0]
+        if type(session_id) is UUID:
+            glance = self._view.quick_glance(session_id)
+            if glance:
+                return glance[0]
+            if glance is not None:
+                raise SessionNotFound(session_id)
+        return self._glance(session_id)[0]
 
     def get_session_pid(self, session_id: UUID | str) -> int | None:
         """Return the pid of a session's owner process, or None where it has none.
@@ -102,6 +105,8 @@ class SessionReads(Mapping[UUID, Session]):
             InvalidSessionId: for what is no id.
         """
         glance = self._view.quick_glance(session_id) if type(session_id) is UUID else None
+        if glance is not None and not glance:
+            raise SessionNotFound(parse_session_id(session_id))
         status, pid = glance or self._glance(session_id)
         if status is _TERMINATED:
             raise SessionNotFound(parse_session_id(session_id))
@@ -115,7 +120,7 @@ class SessionReads(Mapping[UUID, Session]):
         """Return a session, or ``default`` where it is not there or ``session_id`` is no id."""
         if type(session_id) is UUID:
             view = self._view
-            hit = view.cache.kept.get(session_id.int)
+            hit = view.kept.get(session_id.int)
             if hit is not None and view.words[hit[0]] == hit[1]:
                 return hit[2]
             found = view.quick_look_up(session_id)
@@ -149,13 +154,10 @@ class SessionReads(Mapping[UUID, Session]):
     def _glance(self, session_id: UUID | str) -> Glance:
         for _ in range(_ATTACHMENTS):
             view = self._view
-            quick_glance = view.quick_glance
+            table = view.table
             key = session_id if type(session_id) is UUID else parse_session_id(session_id)
-            glance = quick_glance(key)
-            if glance:
-                return glance
             try:
-                found = view.table.find(key, view.table.copy_head)
+                found = table.find(key, table.copy_head)
             except TableGone:
                 self._attach_again(view)
                 continue
@@ -203,7 +205,7 @@ class SessionReads(Mapping[UUID, Session]):
         return self._on_table(lambda view: scan_headers(view.table)[1])
 
     def __len__(self) -> int:
-        return self._on_table(lambda view: int(np.count_nonzero(view.table.copy_index())))
+        return self._on_table(lambda view: count_sessions(view.table))
 
     def __iter__(self) -> Iterator[UUID]:
         return iter(decode_ids(self.snapshot()["session_id"].tobytes()))

@@ -92,6 +92,14 @@ def scan_headers(table: SessionTable) -> tuple[int | None, NDArray[Any]]:
     return None, _newest_rows(rows)
 
 
+def count_sessions(table: SessionTable) -> int:
+    """Return how many sessions a table has, as of one moment where no commit came between."""
+    before = seqlock.begin_scan(table.change)
+    count = int(np.count_nonzero(table.copy_index()))
+    # One that was removed and created again meanwhile may have been at both its entries.
+    return count if seqlock.end_scan(table.change, before) else len(scan_headers(table)[1])
+
+
 def _changed(table: SessionTable, index: NDArray[np.uint64]) -> NDArray[np.intp]:
     """Return the entries on which a second copy of the index does not agree."""
     return np.flatnonzero(index != table.copy_index())

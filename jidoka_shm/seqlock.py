@@ -160,8 +160,13 @@ def quick_look_up(  # noqa: C901 - the function inside is one frame, as said
     def look_up(session_id: UUID) -> Found | tuple[()] | None:  # noqa: C901, PLR0911 - as said
         key = session_id.int
         entry = home = last = key % size
+        word = words[entry]
+        if word == EMPTY:
+            # As below, for most of the ids that are not there, in half its time.
+            farthest = reach[entry]
+            if farthest == 0:
+                return ()
         while True:
-            word = words[entry]
             if word > CLOSED:
                 start = begin + (word & SLOT_MASK) * slot_size
                 try:
@@ -193,6 +198,7 @@ def quick_look_up(  # noqa: C901 - the function inside is one frame, as said
             if entry == last:
                 return ()
             entry += 1
+            word = words[entry]
 
     return look_up
 

@@ -182,7 +182,8 @@ class SessionTable:
             TableGone: where the table is no longer the registry's.
         """
         words: NDArray[np.uint64] = self._words.copy()
-        if ((words == MOVED) | (words == CLOSED)).any():
+        # MOVED and CLOSED alone: of unsigned words, one less than EMPTY is the largest.
+        if (words - 1 < CLOSED).any():
             raise TableGone
         return words
 

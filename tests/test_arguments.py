@@ -204,7 +204,9 @@ def test_a_value_that_cannot_be_shown_is_refused_with_a_clear_error(value: objec
         lambda: check_text("text", value),
         lambda: check_flag("flag", value),
     ):
-        with pytest.raises((TypeError, ValueError), match=r"^(version|pid|mode|seconds|text|flag) "):
+        with pytest.raises(
+            (TypeError, ValueError), match=r"^(version|pid|mode|seconds|text|flag) "
+        ):
             check()
 
 

@@ -15,7 +15,7 @@ from tables import add, both_ways
 from jidoka_shm import seqlock
 from jidoka_shm.errors import CorruptRegistry
 from jidoka_shm.layout import CLOSED, MOVED, SLOT_DTYPE, SLOT_MASK, index_word
-from jidoka_shm.scan import scan_headers, scan_sessions
+from jidoka_shm.scan import count_sessions, scan_headers, scan_sessions
 from jidoka_shm.session import CODE_OF_STATUS, Session
 from jidoka_shm.table import SessionTable, TableGone
 
@@ -590,3 +590,28 @@ def test_a_scan_of_memory_written_over_ends_well_or_in_a_typed_error(
     if table.verify:
         rows = found.values() if isinstance(found, dict) else map(_id_and_version, found)
         assert set(_listed(rows) if isinstance(found, dict) else rows) <= set(made)
+
+
+@both_ways
+def test_a_session_that_moved_during_a_count_counts_once(
+    monkeypatch: pytest.MonkeyPatch, *, verify: bool
+) -> None:
+    """Removed and created again, it may be met at both its entries."""
+    writer = make_writer(8, 192)
+    size = writer.geometry.index_size
+    near, far = 5, 5 + size
+    add(writer, near, far)
+    table = reader_of(writer, verify=verify)
+    copy = SessionTable.copy_index
+
+    def meet_a_move(self: SessionTable) -> object:
+        index = copy(self)
+        monkeypatch.undo()
+        writer.remove(writer.look_up(UUID(int=far))[0])
+        writer.remove(writer.look_up(UUID(int=near))[0])
+        add(writer, far)
+        # As if the copy had been made from the entry it left to the one it came to.
+        return index | copy(self)
+
+    monkeypatch.setattr(SessionTable, "copy_index", meet_a_move)
+    assert count_sessions(table) == 1
