@@ -55,7 +55,8 @@ class SessionReader(SessionReads):
             cache_size=check_whole("cache_size", cache_size),
             verify=check_flag("verify", verify),
         )
-        self._lock = threading.Lock()
+        # Reentrant: a signal handler that reads may come while its own thread attaches again.
+        self._lock = threading.RLock()
         self._closed = False
         self._view = attach(self._name, self._options)
         forks.register(self)
@@ -63,6 +64,8 @@ class SessionReader(SessionReads):
     def _attach_again(self, old: Attachment) -> None:
         with self._lock:
             if self._view is old:
+                # Such a handler may have attached meanwhile, to a later one than this; who looks
+                # next finds this one closed, and goes on to that.
                 self._view = attach_again(self._name, old, self._options)
             if self._closed:
                 # Closed by another thread meanwhile, which must stand.
@@ -75,7 +78,7 @@ class SessionReader(SessionReads):
 
     def after_fork_in_child(self) -> None:
         """Replace the lock, which a thread that is not here may hold."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __enter__(self) -> Self:
         return self
