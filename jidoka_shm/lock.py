@@ -32,6 +32,8 @@ _POLL: Final = 0.01
 class WriterLock:
     """The lock of one registry. It is held from its making until ``release``."""
 
+    descriptor = -1
+
     def __init__(self, name: str, *, wait: float, open_control: Callable[[str], int]) -> None:
         """Take the lock.
 
@@ -45,7 +47,6 @@ class WriterLock:
             Otherwise what ``open_control`` raises.
         """
         self.name = name
-        self.descriptor = -1
         # Before there is a descriptor: a thread that forks meanwhile must not leave one behind.
         forks.register(self)
         deadline = time.monotonic() + wait
@@ -81,14 +82,23 @@ class WriterLock:
             os.close(named)
 
     def is_named(self) -> bool:
-        """Return whether the control still has its name."""
-        return segment.is_named(self.descriptor)
+        """Return whether the control still has its name; not where the lock was released."""
+        try:
+            return segment.is_named(self.descriptor)
+        except OSError:
+            # Another thread may have closed it a moment ago, and the caller still be reading.
+            return False
 
     def release(self) -> None:
         """Let go. May be repeated."""
         if self.descriptor >= 0:
             # At once, even while a child that was just forked has not closed its copy yet.
             segment.unlock(self.descriptor)
+        self._close()
+
+    def __del__(self) -> None:
+        # An interrupt may come between taking the lock and handing it out; nobody could release
+        # it then, and no manager of this name start in this process any more.
         self._close()
 
     def _close(self) -> None:

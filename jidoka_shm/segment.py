@@ -117,7 +117,10 @@ class Handle:
         self.descriptor = descriptor
 
     def __del__(self) -> None:
-        os.close(self.descriptor)
+        # One whose __init__ was interrupted has none.
+        descriptor = getattr(self, "descriptor", None)
+        if descriptor is not None:
+            os.close(descriptor)
 
     def is_named(self) -> bool:
         """Return whether the object still has its name."""

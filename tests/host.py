@@ -109,6 +109,12 @@ class Script:
         assert (self._process.returncode, err) == (0, "")
         return out
 
+    def rest(self) -> str:
+        """Wait for the end of whoever has its output, and return what is still printed."""
+        out, err = self._process.communicate()
+        assert err == ""
+        return out
+
     def kill(self) -> None:
         """Kill it and wait for its end."""
         self._process.kill()

@@ -129,6 +129,13 @@ def test_releasing_lets_the_next_one_in_and_may_be_repeated(name: str) -> None:
         assert lock.descriptor == -1
 
 
+def test_a_lock_that_was_released_has_no_name(name: str) -> None:
+    lock = _take(name)
+    assert lock.is_named()
+    lock.release()
+    assert not lock.is_named()
+
+
 def test_releasing_twice_does_not_close_what_came_after(name: str) -> None:
     lock = _take(name)
     lock.release()
@@ -190,6 +197,7 @@ def test_the_lock_is_free_once_its_holder_was_killed(name: str) -> None:
 
 
 def test_the_lock_is_free_once_its_holder_was_killed_though_a_child_of_it_lives(name: str) -> None:
+    """P5: a forked child does not keep the lock alive."""
     fork = """
 # That the process has threads is the point.
 warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
@@ -211,6 +219,7 @@ sys.stdin.read()
 
 
 def test_the_lock_is_held_though_a_forked_child_ends(name: str) -> None:
+    """P5: a forked child does not release the lock."""
     lock = _take(name)
 
     def in_the_child() -> None:
@@ -235,6 +244,16 @@ def test_releasing_does_not_wait_for_a_child_that_was_just_forked(name: str) -> 
         _take(name).release()
     finally:
         os.close(copy)
+
+
+def test_a_lock_that_nobody_got_is_free(name: str) -> None:
+    # An interrupt may come right after it was taken.
+    def take_and_lose() -> None:
+        _take(name)
+
+    for _ in range(2):
+        take_and_lose()
+    assert descriptors_of(path_of(name)) == []
 
 
 @pytest.mark.parametrize("step", ["try_lock", "same_object"])
@@ -264,6 +283,7 @@ def test_a_fork_while_the_lock_is_taken_leaves_the_child_no_copy(
 
 
 def test_another_descriptor_of_the_control_may_come_and_go(name: str) -> None:
+    """P6: closing another descriptor of the control drops no lock."""
     lock = _take(name)
     _name_writer(name)
     for opened in (segment.open_readable, segment.open_writable):

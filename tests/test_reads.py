@@ -777,6 +777,7 @@ def test_a_destroyed_registry_is_closed_in_every_call(
 def test_what_was_returned_outlives_its_handle_and_its_registry(
     handle: SessionReads, manager: SessionManager
 ) -> None:
+    """D1: all that was returned can be touched after the close."""
     sid = manager.create_session({"a": [1, 2]}, {"b": "x" * 100}, pid=1, ttl=60)
     session, listed, values = handle[sid], handle.list_sessions(), list(handle.values())
     rows, counts, stats = handle.snapshot(), handle.count_by_status(), handle.stats()
