@@ -12,6 +12,7 @@ import contextlib
 import errno
 import mmap
 import os
+import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -46,6 +47,8 @@ def _open(name: str, flags: int, *, read_only: bool = False) -> int:
         PermissionError: where this user may not.
     """
     require_linux()
+    if not flags:
+        _check_kind(name)
     try:
         return int(posix_ipc.SharedMemory(name, flags, 0o600, read_only=read_only).fd)
     except posix_ipc.ExistentialError:
@@ -53,6 +56,16 @@ def _open(name: str, flags: int, *, read_only: bool = False) -> int:
     except posix_ipc.PermissionsError:
         code = errno.EACCES
     raise OSError(code, os.strerror(code), name)
+
+
+def _check_kind(name: str) -> None:
+    """Raise ``OSError`` for what bears the name of an object and is none.
+
+    Anybody may make a FIFO in /dev/shm, and opening one waits for its other end for ever.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG((SHM_DIRECTORY / name[1:]).lstat().st_mode):
+            raise OSError(errno.EINVAL, "not a shared-memory object", name)
 
 
 def create(name: str) -> int:
