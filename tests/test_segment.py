@@ -13,7 +13,8 @@ from jidoka_shm import segment
 from jidoka_shm.errors import RegistryForbidden, RegistryFull, UnsupportedPlatform
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 SIZE = 8192
 
@@ -90,6 +91,24 @@ def test_a_descriptor_to_read_cannot_write(shm: str, made: int) -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.write(descriptor, b"x")
     os.close(descriptor)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "link"])
+def test_what_is_no_shared_memory_is_refused_at_once(shm: str, name: str, kind: str) -> None:
+    path = path_of(name)
+    make = {"fifo": lambda: os.mkfifo(path), "folder": path.mkdir, "link": _link_to_zero(path)}
+    make[kind]()
+    try:
+        for open_it in (segment.open_readable, segment.open_writable):
+            with pytest.raises(OSError, match="not a shared-memory object") as caught:
+                open_it(shm)
+            assert caught.value.errno == errno.EINVAL
+    finally:
+        path.rmdir() if kind == "folder" else path.unlink()
+
+
+def _link_to_zero(path: Path) -> Callable[[], None]:
+    return lambda: path.symlink_to("/dev/zero")
 
 
 def test_no_descriptor_outlives_an_exec(shm: str, made: int) -> None:

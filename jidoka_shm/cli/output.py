@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 #: What stands for a value that is not there.
 NOTHING = "-"
 
+#: Columns between two of a table on a terminal.
+_GAP = 2
+
 #: Columns that the last column of a table on a terminal has at least.
 _LAST_WIDTH = 12
 
@@ -100,13 +103,14 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> None
 
 
 def _print_aligned(titles: Sequence[str], cells: list[list[str]]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for title in titles[:-1]:
-        table.add_column(title, no_wrap=True)
-    table.add_column(titles[-1], no_wrap=True, overflow="ellipsis")
+    *widths, last = (max(map(len, column)) for column in zip(titles, *cells, strict=True))
+    # All columns but the last are whole, if need be in lines that are longer than the terminal's.
+    before = sum(widths) + _GAP * len(widths)
+    last = min(last, max(_LAST_WIDTH, Console().width - before))
+    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
+    for title, width in zip(titles, [*widths, last], strict=True):
+        table.add_column(title, width=width, no_wrap=True, overflow="ellipsis")
     for row in cells:
         table.add_row(*map(Text, row))
-    # All columns but the last are whole, if need be in lines that are longer than the terminal's.
-    *whole, _ = (max(map(len, column)) + 1 for column in zip(titles, *cells, strict=True))
-    width = max(Console().width, sum(whole) + _LAST_WIDTH)
-    Console(width=width, markup=False, emoji=False, highlight=False).print(table, crop=False)
+    console = Console(width=before + last, markup=False, emoji=False, highlight=False)
+    console.print(table, crop=False)

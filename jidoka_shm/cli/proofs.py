@@ -26,8 +26,8 @@ SLOT_SIZE: Final = 640
 #: Bytes of a record's two maps, behind the one byte that begins the record.
 _LIMIT: Final = SLOT_SIZE - SLOT_HEADER_SIZE - ROOM_TO_END - 1
 
-#: No run makes more changes; its number takes as many bytes as any smaller one.
-_LAST_CHANGE: Final = 2**32 - 1
+#: What takes as many bytes as any crc, and as any number of a change that a run comes to.
+_MOST: Final = 2**32 - 1
 
 
 def load(path: Path) -> list[Sample]:
@@ -60,9 +60,12 @@ def _sample(line: bytes) -> Sample:
     if "proof" in sample[0]:
         msg = "metadata must leave 'proof' to the demo"
         raise ValueError(msg)
-    maps = proven(sample, UUID(int=0), _LAST_CHANGE)
-    names = ("metadata", "llm_config")
-    size = sum(len(bytes(encode_map(*pair))) for pair in zip(maps, names, strict=True))
+    metadata = {**sample[0], "change": _MOST, "proof": _MOST}
+    llm_config = {**sample[1], "change": _MOST}
+    size = sum(
+        len(bytes(encode_map(value, name)))
+        for name, value in (("metadata", metadata), ("llm_config", llm_config))
+    )
     if size > _LIMIT:
         msg = f"they take {size} bytes with their proof, and the demo's slots hold {_LIMIT}"
         raise ValueError(msg)
