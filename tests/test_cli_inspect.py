@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(jidoka_shm.__file__).parents[1]
 COMMAND = [sys.executable, "-W", "error", "-c", "from jidoka_shm.cli import main; main()"]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+# Empty is as if it was not set: an output without a buffer forgets what it could not write.
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
 
 GEOMETRY = Geometry.for_capacity(16, 512)
 
