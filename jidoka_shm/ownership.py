@@ -170,10 +170,10 @@ class Ownership:
             header = None if memory is None else TableHeader.read(memory)
         except CorruptRegistry:
             memory = header = None
-        except RegistryForbidden:
-            # Whoever made it, it is not in this registry's way; no name of a user's own choice
-            # may keep the owner from ending or starting one.
-            _log.warning("%s is another user's: left alone", table_name(self.name, generation))
+        except OSError as error:
+            # Another user's, or no object at all. Any user may make any name, and none may keep
+            # a registry from being started or ended.
+            _log.warning("%s is left alone: %s", table_name(self.name, generation), error)
             return
         if memory is not None and header is not None:
             seqlock.overwrite(_index(memory, header.geometry), word)

@@ -44,12 +44,11 @@ def _open(name: str, flags: int, *, read_only: bool = False) -> int:
         FileNotFoundError: where there is none.
         FileExistsError: where there is one and ``flags`` asks for a new one.
         PermissionError: where this user may not.
+        OSError: where the name is not an object's.
     """
     require_linux()
-    found = None if flags else _status(name)
-    if found is not None and not stat.S_ISREG(found.st_mode):
-        # Any user may put one there. To open a pipe would wait for its other end.
-        raise PermissionError(errno.EACCES, "not a shared-memory object", name)
+    if not flags:
+        _check_kind(name)
     try:
         return int(posix_ipc.SharedMemory(name, flags, 0o600, read_only=read_only).fd)
     except posix_ipc.ExistentialError:
@@ -57,6 +56,16 @@ def _open(name: str, flags: int, *, read_only: bool = False) -> int:
     except posix_ipc.PermissionsError:
         code = errno.EACCES
     raise OSError(code, os.strerror(code), name)
+
+
+def _check_kind(name: str) -> None:
+    """Raise ``OSError`` for what bears the name of an object and is none.
+
+    Anybody may make a FIFO in /dev/shm, and opening one waits for its other end for ever.
+    """
+    found = _status(name)
+    if found is not None and not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not a shared-memory object", name)
 
 
 def create(name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -16,12 +17,13 @@ import pytest
 from click.testing import CliRunner
 from support import wait_until
 
-from jidoka_shm import segment
+from jidoka_shm import SessionManager, segment
 from jidoka_shm.cli import app as app_module
 from jidoka_shm.cli import proofs
 from jidoka_shm.cli.demo import sample_path
 from jidoka_shm.cli.figures import Figures, as_table
 from jidoka_shm.cli.ledger import Ledger
+from jidoka_shm.errors import RecordTooLarge
 from jidoka_shm.session import Session
 
 COMMAND = [sys.executable, "-c", "from jidoka_shm.cli import main; main()", "demo"]
@@ -60,15 +62,28 @@ def test_the_demo_can_fail() -> None:
     assert not _objects_of_demos()
 
 
-def test_the_demo_leaves_nothing_after_an_interrupt() -> None:
-    # In a group of its own, as a shell gives it, so that the interrupt reaches all of it.
+@pytest.mark.parametrize(
+    ("number", "status", "line"),
+    [
+        (signal.SIGINT, 130, b"\njidoka-shm: interrupted\n"),
+        (signal.SIGTERM, 143, b""),
+        (signal.SIGHUP, 129, b""),
+    ],
+)
+def test_the_demo_leaves_nothing_after_a_signal(
+    number: signal.Signals, status: int, line: bytes
+) -> None:
+    # In a group of its own, as a shell gives it, so that an interrupt reaches all of it.
     run = subprocess.Popen(
         [*COMMAND, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0
     )
     wait_until(_objects_of_demos)
-    os.killpg(run.pid, signal.SIGINT)
-    run.communicate(timeout=60)
-    assert run.returncode == 1
+    if number == signal.SIGINT:
+        os.killpg(run.pid, number)
+    else:
+        run.send_signal(number)
+    _, said = run.communicate(timeout=60)
+    assert (run.returncode, said) == (status, line)
     assert not _objects_of_demos()
 
 
@@ -114,14 +129,82 @@ def test_a_file_of_ones_own_is_used(tmp_path: Path) -> None:
         '{"metadata": {}}',
         '{"metadata": [], "llm_config": {}}',
         '{"metadata": 1',
+        '{"metadata": null, "llm_config": null}',
+        '{"metadata": {"proof": 1}, "llm_config": {}}',
+        '{"metadata": {"a": NaN}, "llm_config": {}}',
+        '{"metadata": {"a": 18446744073709551616}, "llm_config": {}}',
+        '{"metadata": {"a": "\\ud800"}, "llm_config": {}}',
+        '{"metadata": {}, "llm_config": {"a": "' + 600 * "x" + '"}}',
+        '{"metadata": {"a": ' + 100_000 * "[" + "]}",
+        "\x1b[2J",
+        b'{"metadata": {"a": "\xff"}, "llm_config": {}}',
     ],
 )
-def test_a_file_that_holds_something_else_is_named_with_its_line(tmp_path: Path, text: str) -> None:
+def test_a_file_that_holds_something_else_is_named_with_its_line(
+    tmp_path: Path, text: str | bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "wrong.jsonl"
-    path.write_text(text)
-    result = CliRunner().invoke(app_module.app, ["demo", str(path)])
-    assert result.exit_code == 2
-    assert str(path) in result.output.replace("\n", "")
+    # Line ends of JSON, and one that only Python takes for one, within a string.
+    good = '{"metadata": {"a": "\u2028\x0b"}, "llm_config": {}}'.replace("\x0b", "\\u000b")
+    raw = text if isinstance(text, bytes) else text.encode()
+    path.write_bytes(good.encode() + b"\r\n" + raw + b"\n" if raw else b"")
+    with pytest.raises(SystemExit) as ended:
+        app_module.app(["demo", str(path)])
+    out, said = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert f"{path}, line 2: " in said if raw else f"{path} holds no session" in said
+    assert said[:-1].isprintable()
+    assert said.startswith("jidoka-shm: ")
+
+
+def test_the_largest_record_that_is_taken_fits_its_slot(name: str, tmp_path: Path) -> None:
+    def load(length: int) -> list[proofs.Sample]:
+        path = tmp_path / "large.jsonl"
+        path.write_text(json.dumps({"metadata": {"a": "x" * length}, "llm_config": {}}))
+        return proofs.load(path)
+
+    def is_taken(length: int) -> bool:
+        with contextlib.suppress(ValueError):
+            return bool(load(length))
+        return False
+
+    longest = max(filter(is_taken, range(256, proofs.SLOT_SIZE)))
+    (sample,) = load(longest)
+    with SessionManager(name, capacity=2, slot_size=proofs.SLOT_SIZE) as manager:
+        sid = manager.create_session(*proofs.proven(sample, ID, 2**32 - 1))
+        manager.update_session(sid, status="active")
+        manager.terminate_session(sid)
+        # One byte more would not have fitted.
+        sample[0]["a"] += "x"
+        with pytest.raises(RecordTooLarge):
+            manager.create_session(*proofs.proven(sample, ID, 2**32 - 1))
+        manager.unlink()
+
+
+def test_a_sample_may_come_through_a_pipe() -> None:
+    line = json.dumps({"metadata": {"n": 1}, "llm_config": {}}).encode()
+    run = subprocess.run(
+        [*COMMAND, "/dev/stdin", "--seconds", "1", "--readers", "1", "--json"],
+        input=line,
+        capture_output=True,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, b"")
+    assert json.loads(run.stdout)["acknowledged"] == 1
+
+
+def test_a_process_of_the_demo_fails_in_one_line() -> None:
+    options = json.dumps({"name": "a.b", "run": str(ID), "count": 1, "seed": 1, "careless": False})
+    run = subprocess.run(
+        [sys.executable, "-m", "jidoka_shm.cli.workers", "read", options],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert run.stderr.startswith("jidoka-shm demo, read: 'a.b' is no registry name")
+    assert run.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

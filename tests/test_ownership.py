@@ -595,7 +595,7 @@ def test_a_table_of_another_user_is_in_nobodys_way(
         own.release()
     own, _, header, _ = _claim(name, fresh=True)
     assert header.generation != generation
-    assert f"{name}.{generation} is another user's" in caplog.text
+    assert f"{name}.{generation} is left alone" in caplog.text
     own.destroy()
     own.release()
     assert objects_of(name) == {f".{generation}"}

@@ -13,7 +13,8 @@ from jidoka_shm import SessionManager, SessionReader, segment
 from jidoka_shm.errors import RegistryForbidden, RegistryFull, UnsupportedPlatform
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 SIZE = 8192
 
@@ -91,6 +92,24 @@ def test_a_descriptor_to_read_cannot_write(shm: str, made: int) -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.write(descriptor, b"x")
     os.close(descriptor)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "link"])
+def test_what_is_no_shared_memory_is_refused_at_once(shm: str, name: str, kind: str) -> None:
+    path = path_of(name)
+    make = {"fifo": lambda: os.mkfifo(path), "folder": path.mkdir, "link": _link_to_zero(path)}
+    make[kind]()
+    try:
+        for open_it in (segment.open_readable, segment.open_writable):
+            with pytest.raises(OSError, match="not a shared-memory object") as caught:
+                open_it(shm)
+            assert caught.value.errno == errno.EINVAL
+    finally:
+        path.rmdir() if kind == "folder" else path.unlink()
+
+
+def _link_to_zero(path: Path) -> Callable[[], None]:
+    return lambda: path.symlink_to("/dev/zero")
 
 
 def test_no_descriptor_outlives_an_exec(shm: str, made: int) -> None:
@@ -317,23 +336,18 @@ def test_a_handle_closes_with_its_last_user(shm: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
-def test_what_is_no_shared_memory_is_not_opened(name: str, kind: str) -> None:
-    """To open a pipe would wait for its other end, which is nobody's."""
+def test_a_name_that_is_no_objects_is_no_registry(name: str, kind: str) -> None:
     path = path_of(name)
-    make = {
+    makers = {
         "pipe": lambda: os.mkfifo(path),
         "folder": path.mkdir,
         "link": lambda: path.symlink_to("/dev/null"),
     }
-    make[kind]()
+    makers[kind]()
     try:
-        for attach in (segment.open_readable, segment.open_writable):
-            with pytest.raises(PermissionError):
-                attach(f"/{path.name}")
-        with pytest.raises(RegistryForbidden):
-            SessionReader(name, timeout=0)
-        with pytest.raises(RegistryForbidden):
-            SessionManager(name, fresh=True)
+        for make in (lambda: SessionReader(name, timeout=0), lambda: SessionManager(name)):
+            with pytest.raises(OSError, match="not a shared-memory object"):
+                make()
         assert not segment.is_own(f"/{path.name}")
     finally:
         path.rmdir() if kind == "folder" else path.unlink()

@@ -13,4 +13,6 @@ def main() -> None:
         if error.name not in {"click", "rich"}:
             raise
         sys.exit(f"jidoka-shm needs {error.name}: pip install 'jidoka-shm[cli]'")
+    except KeyboardInterrupt:
+        sys.exit(130)  # while it loads; from then on the command does the same
     app(prog_name="jidoka-shm")

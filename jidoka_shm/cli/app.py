@@ -2,21 +2,197 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from jidoka_shm import __version__
+from jidoka_shm.arguments import parse_session_id
+from jidoka_shm.errors import InvalidName, InvalidSessionId
+from jidoka_shm.layout import check_name
+from jidoka_shm.session import SessionStatus
+
+from . import fields, inspection
 from .demo import Demo, sample_path
+from .failures import DONE, REFUSED, Commands, Refused
 from .figures import as_table
+from .output import print_json, print_pairs, print_table, to_pretty_json
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from .inspection import Json
 
 
-@click.group()
-@click.version_option(package_name="jidoka-shm")
+def _to_name(_: click.Context, __: click.Parameter, value: str) -> str:
+    try:
+        return check_name(value)
+    except InvalidName as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _complete_name(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in inspection.names() if name.startswith(incomplete)]
+
+
+def _to_id(_: click.Context, __: click.Parameter, value: str) -> UUID:
+    try:
+        return parse_session_id(value)
+    except InvalidSessionId as error:
+        msg = f"{error.value} is no id: it is 32 hexadecimal digits, with or without hyphens"
+        raise click.BadParameter(msg) from error
+
+
+_name = click.argument("name", callback=_to_name, shell_complete=_complete_name)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(cls=Commands, no_args_is_help=False)
+@click.version_option(__version__)
 def app() -> None:
-    """Sessions in shared memory: one writer, lock-free readers in any process."""
+    """Sessions in shared memory: one writer, lock-free readers in any process.
+
+    Exit status: 0 done; 1 no such session, refused, not readable, or a check found problems; 2
+    wrong usage; 3 no registry of that name; 130 interrupted; 141 output closed before the end.
+    """
+
+
+@app.command()
+@_json
+def ls(*, as_json: bool) -> None:
+    """List the registries of this host.
+
+    STATE is that of the writer: alive, dead, none (it closed the registry) or unknown (of another
+    pid namespace); or why the registry cannot be read: incomplete, destroyed, foreign (of another
+    format), forbidden (another user's), damaged or unreadable.
+    """
+    found = inspection.registries()
+    if as_json:
+        print_json(found)
+        return
+    keys = ("name", "state", "pid", "sessions", "capacity", "size", "version")
+    print_table([key.upper() for key in keys], ([each[key] for key in keys] for each in found))
+
+
+@app.command("list")
+@_name
+@click.option(
+    "--status",
+    type=click.Choice([str(status) for status in SessionStatus]),
+    help="Only sessions of this status; default: all but the terminated.",
+)
+@_json
+def list_(name: str, *, status: str | None, as_json: bool) -> None:
+    """List the sessions of the registry NAME, the oldest first."""
+    found = inspection.sessions(name, None if status is None else SessionStatus(status))
+    if as_json:
+        print_json(found)
+        return
+    keys = ("session_id", "status", "pid", "updated_at", "version", "metadata")
+    titles = ("ID", "STATUS", "PID", "UPDATED", "VERSION", "METADATA")
+    print_table(titles, ([each[key] for key in keys] for each in found))
+
+
+@app.command()
+@_name
+@click.argument("session_id", metavar="ID", callback=_to_id)
+@_json
+def show(name: str, session_id: UUID, *, as_json: bool) -> None:
+    """Show the session ID of the registry NAME.
+
+    ID is 32 hexadecimal digits, with or without hyphens, with or without `session_` before them.
+    """
+    found = inspection.session(name, session_id)
+    if as_json:
+        print_json(found)
+        return
+    maps = ("metadata", "llm_config")
+    print_pairs((key, value) for key, value in found.items() if key not in maps)
+    for key in maps:
+        click.echo(f"{key}\n{to_pretty_json(found[key])}")
+
+
+@app.command()
+@_name
+@_json
+def stats(name: str, *, as_json: bool) -> None:
+    """Show the figures of the registry NAME."""
+    found = inspection.stats(name)
+    if as_json:
+        print_json(found)
+        return
+    by_status = found.pop("by_status")
+    print_pairs([*found.items(), *by_status.items()])
+
+
+@app.command()
+@_name
+@_json
+def check(name: str, *, as_json: bool) -> int:
+    """Look for damage in the registry NAME; exit status 1 where there is some.
+
+    All of the table is checked where the writer leaves a moment without a commit, else each
+    record by itself.
+    """
+    found = inspection.check(name)
+    problems = found["problems"]
+    if as_json:
+        print_json(found)
+    else:
+        print_pairs(_report(found))
+    return REFUSED if problems else DONE
+
+
+def _report(found: Json) -> list[tuple[str, object]]:
+    scope = "all of the table" if found["whole"] else "each record by itself"
+    lines: list[tuple[str, object]] = [("problem", each) for each in found["problems"]]
+    return lines or [("sound", f"{found['sessions']} sessions, {scope}")]
+
+
+@app.command()
+@_name
+@_json
+def layout(name: str, *, as_json: bool) -> None:
+    """Show where everything stands in the memory of the registry NAME, and the values there."""
+    found = fields.layout(name)
+    if as_json:
+        print_json(found)
+    else:
+        print_table(("PART", "FIELD", "OFFSET", "WIDTH", "VALUE"), fields.rows(found))
+
+
+@app.command()
+@_name
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_json
+def unlink(name: str, *, yes: bool, as_json: bool) -> None:
+    """Destroy the registry NAME and its sessions for good, unless a writer lives.
+
+    It asks first. Where standard input is no terminal it cannot, and is wrong usage without --yes.
+    """
+    if not yes and not (sys.stdin is not None and sys.stdin.isatty()):
+        msg = "unlink asks first, and standard input is no terminal: give --yes"
+        raise click.UsageError(msg)
+    found = inspection.unlink(name, _confirmed if yes else _confirm)
+    if found is None:
+        msg = "not confirmed"
+        raise Refused(msg)
+    if as_json:
+        print_json({"name": name, "instance": found["instance"], "removed": True})
+    else:
+        click.echo(f"removed {name}")
+
+
+def _confirmed(_: Json) -> bool:
+    return True
+
+
+def _confirm(found: Json) -> bool:
+    what = found["state"] if found["sessions"] is None else f"{found['sessions']} sessions"
+    return click.confirm(f"Destroy the registry {found['name']} ({what}) for good?", err=True)
 
 
 @app.command()
@@ -41,16 +217,18 @@ def app() -> None:
 )
 def demo(
     sessions: Path | None,
+    *,
     readers: int | None,
     seconds: float | None,
-    as_json: bool,  # noqa: FBT001 - click passes its flags so
-    careless: bool,  # noqa: FBT001 - as above
-) -> None:
+    as_json: bool,
+    careless: bool,
+) -> int:
     """Run a writer and readers at full speed, kill the writer half-way, and take over.
 
     SESSIONS is a file of one JSON object a line, with the maps `metadata` and `llm_config`; a
     sample is used without it. Exit status: 0 if no record was torn, no acknowledged one lost
-    and reads did overlap commits, else 1.
+    and reads did overlap commits, else 1; 2 for a file that holds something else, naming the line;
+    130 where it was interrupted.
     """
     try:
         run = Demo(
@@ -63,7 +241,7 @@ def demo(
         raise click.BadParameter(str(error), param_hint="SESSIONS") from error
     figures = run.run(quiet=as_json)
     if as_json:
-        click.echo(json.dumps(figures.to_dict(), indent=2))
+        print_json(figures.to_dict())
     else:
         as_table(figures)
-    sys.exit(0 if figures.passed else 1)
+    return DONE if figures.passed else REFUSED

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 from uuid import uuid4
 
 from rich.console import Console
@@ -104,8 +104,8 @@ class Demo:
     def __init__(
         self, sessions: Path, *, readers: int, seconds: float | None, careless: bool
     ) -> None:
-        self._sessions = sessions
-        self._count = len(proofs.load(sessions))
+        self._samples = proofs.load(sessions)
+        self._count = len(self._samples)
         self._readers = readers
         self._seconds = _SECONDS if seconds is None else seconds
         # Without a time of the user's own, the run goes on until it has proven something.
@@ -121,17 +121,21 @@ class Demo:
             quiet: show no progress.
         """
         with contextlib.ExitStack() as undo:
-            folder = undo.enter_context(tempfile.TemporaryDirectory())
+            # A signal that would end this process at once would leave the registry behind.
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                undo.callback(signal.signal, number, signal.signal(number, _end))
+            folder = Path(undo.enter_context(tempfile.TemporaryDirectory()))
+            proofs.save(folder / "sessions", self._samples)
             undo.callback(self._unlink)
             progress = undo.enter_context(_progress(quiet=quiet))
-            return self._phases(undo, Path(folder) / "ledger", progress)
+            return self._phases(undo, folder, progress)
 
     def _unlink(self) -> None:
         with contextlib.suppress(RegistryNotFound):
             ownership.remove(self._name)
 
-    def _phases(self, undo: contextlib.ExitStack, ledger: Path, progress: Progress) -> Figures:
-        book = Ledger(ledger, self._count)
+    def _phases(self, undo: contextlib.ExitStack, folder: Path, progress: Progress) -> Figures:
+        book = Ledger(folder / "ledger", self._count)
         task = progress.add_task("loading", total=self._seconds)
 
         def start(role: str, **options: Any) -> Worker:  # noqa: ANN401 - whatever JSON takes
@@ -143,7 +147,7 @@ class Demo:
             line = f"{text}: {book.changes():,} commits"
             progress.update(task, description=line, completed=time.monotonic() - begun)
 
-        files = {"sessions": str(self._sessions), "ledger": str(ledger)}
+        files = {name: str(folder / name) for name in ("sessions", "ledger")}
         writer = start("write", **files)
         _wait(functools.partial(writer.has_said, "created"), writer)
         readers = [
@@ -223,6 +227,10 @@ class Demo:
             problems=tuple(found["problems"]),
             careless=self._careless,
         )
+
+
+def _end(number: int, _: object) -> NoReturn:
+    sys.exit(128 + number)
 
 
 @contextlib.contextmanager

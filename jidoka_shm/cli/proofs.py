@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid5
 
 import msgspec
 
+from jidoka_shm.layout import ROOM_TO_END, SLOT_HEADER_SIZE
 from jidoka_shm.maps import encode_map
 
 if TYPE_CHECKING:
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
 Sample = tuple[dict[str, Any], dict[str, Any]]
 
 
+#: Bytes a slot: the largest record of the sample, with its proof, and room for its end.
+SLOT_SIZE: Final = 640
+
+#: Bytes of a record's two maps, behind the one byte that begins the record.
+_LIMIT: Final = SLOT_SIZE - SLOT_HEADER_SIZE - ROOM_TO_END - 1
+
+#: What takes as many bytes as any crc, and as any number of a change that a run comes to.
+_MOST: Final = 2**32 - 1
+
+
 def load(path: Path) -> list[Sample]:
     """Return the sessions that a file describes, one JSON object a line.
 
@@ -26,20 +37,48 @@ def load(path: Path) -> list[Sample]:
         ValueError: naming the line that holds something else.
     """
     samples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # As bytes: str.splitlines() also splits at characters that a JSON string may hold.
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            fields = json.loads(line)
-            maps = fields["metadata"], fields["llm_config"]
-            for name, value in zip(("metadata", "llm_config"), maps, strict=True):
-                encode_map(value, name)
-        except (ValueError, KeyError, TypeError) as error:
+            samples.append(_sample(line))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             msg = f"{path}, line {number}: not an object with metadata and llm_config ({error})"
             raise ValueError(msg) from error
-        samples.append(maps)
     if not samples:
         msg = f"{path} holds no session"
         raise ValueError(msg)
     return samples
+
+
+def _sample(line: bytes) -> Sample:
+    """Return the two maps that a line holds, once they are known to fit with their proof."""
+    fields = json.loads(line.decode())
+    sample = fields["metadata"], fields["llm_config"]
+    if not all(isinstance(value, dict) for value in sample):
+        msg = "each must be an object"
+        raise TypeError(msg)
+    if "proof" in sample[0]:
+        msg = "metadata must leave 'proof' to the demo"
+        raise ValueError(msg)
+    metadata = {**sample[0], "change": _MOST, "proof": _MOST}
+    llm_config = {**sample[1], "change": _MOST}
+    size = sum(
+        len(bytes(encode_map(value, name)))
+        for name, value in (("metadata", metadata), ("llm_config", llm_config))
+    )
+    if size > _LIMIT:
+        msg = f"they take {size} bytes with their proof, and the demo's slots hold {_LIMIT}"
+        raise ValueError(msg)
+    return sample
+
+
+def save(path: Path, samples: list[Sample]) -> None:
+    """Write what ``load`` returned to a file of one's own.
+
+    The user's may be a pipe, which can be read once only, or change meanwhile.
+    """
+    lines = [json.dumps({"metadata": a, "llm_config": b}) for a, b in samples]
+    path.write_text("\n".join(lines), encoding="utf-8")
 
 
 def session_ids(run: UUID, count: int) -> list[UUID]:

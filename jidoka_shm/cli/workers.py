@@ -37,9 +37,6 @@ _INTERVAL: Final = 0.25
 #: Look-ups or changes between two looks at the clock.
 _BATCH: Final = 200
 
-#: Bytes a slot: the largest record of the sample, with its proof, and room for its end.
-SLOT_SIZE: Final = 640
-
 
 def report(**fields: Any) -> None:  # noqa: ANN401 - whatever JSON takes
     """Tell the parent."""
@@ -67,7 +64,7 @@ def write(name: str, run: str, sessions: str, ledger: str) -> None:
     samples = proofs.load(Path(sessions))
     ids = proofs.session_ids(UUID(run), len(samples))
     book = Ledger(Path(ledger), len(samples))
-    with SessionManager(name, capacity=len(samples), slot_size=SLOT_SIZE) as manager:
+    with SessionManager(name, capacity=len(samples), slot_size=proofs.SLOT_SIZE) as manager:
         if manager.recovery is None:
             for at, session_id in enumerate(ids):
                 book.intended[at] = 1
@@ -233,10 +230,12 @@ def main() -> None:
     # Ctrl-C goes to the whole group; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     role, options = sys.argv[1], json.loads(sys.argv[2])
-    if role == "write":
-        write(**options)
-    else:
-        read(**options)
+    try:
+        (write if role == "write" else read)(**options)
+    except BrokenPipeError:
+        os._exit(1)  # the parent is gone, and nobody wants to know
+    except (JidokaError, OSError) as error:
+        sys.exit(f"jidoka-shm demo, {role}: {error}")
 
 
 if __name__ == "__main__":

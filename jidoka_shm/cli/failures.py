@@ -1,0 +1,134 @@
+"""How the command fails: one line on standard error and an exit status, never a traceback.
+
+=====  =======================================================================
+0      done
+1      no such session, refused, not readable, or a check that found problems
+2      wrong usage
+3      no registry of that name
+130    interrupted by Ctrl-C
+141    standard output was closed before the end, as by ``| head``
+=====  =======================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from jidoka_shm.errors import (
+    JidokaError,
+    RegistryClosed,
+    RegistryNotFound,
+    WriterAlreadyRunning,
+)
+
+from .output import escape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import NoReturn
+
+DONE: Final = 0
+REFUSED: Final = 1
+USAGE: Final = 2
+NO_REGISTRY: Final = 3
+INTERRUPTED: Final = 130
+OUTPUT_CLOSED: Final = 141
+
+PROGRAM: Final = "jidoka-shm"
+
+
+class Refused(click.ClickException):
+    """The registry, or the user, does not allow it."""
+
+    exit_code = REFUSED
+
+
+class NoRegistry(click.ClickException):
+    """There is nothing to look at under this name."""
+
+    exit_code = NO_REGISTRY
+
+
+class _OutputClosed(click.ClickException):
+    """Nobody reads what the command prints."""
+
+    exit_code = OUTPUT_CLOSED
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+
+class Commands(click.Group):
+    """A group of commands that all fail as this module says."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:  # noqa: ANN401 - click's own
+        """Read the command line; the text of --help is printed here."""
+        with _output_may_close():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's own
+        """Run a command."""
+        with _output_may_close():
+            return super().invoke(ctx)
+
+    def main(self, *args: Any, **extra: Any) -> NoReturn:  # noqa: ANN401 - click's own
+        """Run the command line, and end the process."""
+        extra["standalone_mode"] = False
+        try:
+            code, text = super().main(*args, **extra), ""
+        except (click.ClickException, click.Abort, JidokaError, OSError) as error:
+            code, text = _end_of(error)
+        if text:
+            with contextlib.suppress(OSError):
+                click.echo(f"{PROGRAM}: {escape(text)}", err=True)
+        _forget_output()
+        sys.exit(code or DONE)
+
+
+def _end_of(error: Exception) -> tuple[int, str]:
+    """Return the status and the text that an error ends the command with."""
+    match error:
+        case click.UsageError():
+            return USAGE, _usage(error)
+        case click.ClickException():
+            return error.exit_code, error.format_message()
+        case click.Abort():
+            # click makes one of Ctrl-C, and of the end of input at a question.
+            ended = isinstance(error.__context__, EOFError)
+            return (REFUSED, "not confirmed") if ended else (INTERRUPTED, "interrupted")
+        case RegistryNotFound() | RegistryClosed():
+            return NO_REGISTRY, f"no registry {error.name!r}"
+        case WriterAlreadyRunning():
+            holder = "a process that it does not name" if error.pid is None else f"{error.pid}"
+            return REFUSED, f"registry {error.name!r} has a living writer: process {holder}"
+    return REFUSED, str(error) or type(error).__name__
+
+
+def _usage(error: click.UsageError) -> str:
+    path = PROGRAM if error.ctx is None else error.ctx.command_path
+    return f"{error.format_message().rstrip('.')} (see '{path} --help')"
+
+
+@contextlib.contextmanager
+def _output_may_close() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise _OutputClosed from None
+
+
+def _forget_output() -> None:
+    """Let what could not be written go nowhere: the interpreter would try again, and complain."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            descriptor = sys.stdout.fileno()
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)

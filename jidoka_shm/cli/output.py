@@ -1,0 +1,116 @@
+"""What the command prints: JSON, tables and pairs, none of which a terminal can be made to obey.
+
+Text from a registry is a stranger's. Each character that is not printable (the escape character
+of terminal sequences, line ends, marks that turn the direction of text) is shown as JSON writes
+it, and none of the text is read as rich's markup.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jidoka_shm.errors import CorruptRegistry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+#: What stands for a value that is not there.
+NOTHING = "-"
+
+#: Columns between two of a table on a terminal.
+_GAP = 2
+
+#: Columns that the last column of a table on a terminal has at least.
+_LAST_WIDTH = 12
+
+
+def escape(text: str) -> str:
+    """Return ``text`` with each character that is not printable as JSON writes it."""
+    if text.isprintable() and (text.isascii() or _takes_unicode()):
+        return text
+    return "".join(map(_escape_letter, text))
+
+
+def _escape_letter(letter: str) -> str:
+    shown = letter.isprintable() and (letter.isascii() or _takes_unicode())
+    return letter if shown else json.dumps(letter)[1:-1]
+
+
+def _takes_unicode() -> bool:
+    """Return whether standard output takes all printable characters."""
+    name = getattr(sys.stdout, "encoding", None) or "ascii"
+    return codecs.lookup(name).name.startswith("utf-")
+
+
+def _dumps(value: object, **options: Any) -> str:  # noqa: ANN401 - what json.dumps takes
+    """Return ``value`` as JSON.
+
+    Raises:
+        CorruptRegistry: where a record holds what no writer lets into one.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = f"a record holds what is no JSON ({error})"
+        raise CorruptRegistry(reason) from None
+
+
+def to_text(value: object) -> str:
+    """Return a value in one line: text as it is, nothing as ``-``, maps and lists as JSON."""
+    if value is None or isinstance(value, str):
+        return NOTHING if value is None else escape(value)
+    return escape(_dumps(value, ensure_ascii=False))
+
+
+def to_pretty_json(value: object) -> str:
+    """Return ``value`` as JSON of many lines, for people."""
+    lines = _dumps(value, indent=2, ensure_ascii=False).split("\n")
+    return "\n".join(map(escape, lines))
+
+
+def print_json(value: object) -> None:
+    """Print ``value`` as JSON in ASCII, for programs."""
+    click.echo(_dumps(value, indent=2))
+
+
+def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
+    """Print names and values, a line each."""
+    texts = [(name, to_text(value)) for name, value in pairs]
+    width = max(len(name) for name, _ in texts)
+    click.echo("\n".join(f"{name:<{width}}  {text}" for name, text in texts))
+
+
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table: on a terminal aligned, the last column cut to fit; else all of it, with tabs.
+
+    Args:
+        titles: the columns' titles.
+        rows: the values of each row.
+    """
+    cells = [[to_text(value) for value in row] for row in rows]
+    if sys.stdout is not None and sys.stdout.isatty():
+        _print_aligned(titles, cells)
+    else:
+        click.echo("\n".join("\t".join(row) for row in [titles, *cells]))
+
+
+def _print_aligned(titles: Sequence[str], cells: list[list[str]]) -> None:
+    *widths, last = (max(map(len, column)) for column in zip(titles, *cells, strict=True))
+    # All columns but the last are whole, if need be in lines that are longer than the terminal's.
+    before = sum(widths) + _GAP * len(widths)
+    last = min(last, max(_LAST_WIDTH, Console().width - before))
+    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
+    for title, width in zip(titles, [*widths, last], strict=True):
+        table.add_column(title, width=width, no_wrap=True, overflow="ellipsis")
+    for row in cells:
+        table.add_row(*map(Text, row))
+    console = Console(width=before + last, markup=False, emoji=False, highlight=False)
+    console.print(table, crop=False)
