@@ -173,7 +173,7 @@ class Ownership:
         except OSError as error:
             # Another user's, or no object at all. Any user may make any name, and none may keep
             # a registry from being started or ended.
-            _log.warning("%s is left alone: %s", table_name(self.name, generation), error)
+            _log.warning("%s is left alone: %s", table_name(self.name, generation), str(error))
             return
         if memory is not None and header is not None:
             seqlock.overwrite(_index(memory, header.geometry), word)
