@@ -21,7 +21,7 @@ from jidoka_shm.errors import (
     SessionNotFound,
     VersionConflict,
 )
-from jidoka_shm.layout import ROOM_TO_END, SLOT_HEADER_SIZE
+from jidoka_shm.layout import ROOM_TO_END, SLOT_HEADER_SIZE, SPARE_SLOTS
 from jidoka_shm.maps import encode_map
 from jidoka_shm.registry import Instant, Registry
 from jidoka_shm.session import MOVES, Session, SessionStatus
@@ -780,3 +780,20 @@ def test_what_a_next_writer_drops_is_told_and_counted(registry: Registry) -> Non
 def test_a_next_writer_goes_on_with_later_versions(registry: Registry) -> None:
     made = _create(registry, 1)
     assert _create(_resumed(registry), 2).version > made.version
+
+
+def test_a_hundred_thousand_sessions_through_64_slots_leave_nothing_behind() -> None:
+    """P3: neither slots nor deadlines of sessions that ended pile up."""
+    writer = make_writer(64, 192)
+    registry = make_registry(writer, cleanup_delay=1000)
+    maps = {"metadata": encode_map(None, "m"), "llm_config": encode_map(None, "l")}
+    for n in range(100_000):
+        moment = at(100 * n)
+        registry.create(UUID(int=n), owner=None, ttl=None, now=moment, **maps)
+        registry.terminate(UUID(int=n), error=None, now=moment)
+        registry.expire(moment)
+        assert len(registry._deadlines) <= 11
+        assert len(registry._deadlines._heap) <= 100
+    registry.expire(at(10**9))
+    assert (writer.free_slots, registry.next_deadline()) == (64 + SPARE_SLOTS, None)
+    assert writer.check() == []
