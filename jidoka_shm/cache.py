@@ -46,6 +46,8 @@ class Cache:
     def _forget(self) -> None:
         """Forget the older half."""
         # All at once, because finding a dict's first key over and over is linear in the keys
-        # deleted before. Another thread may forget the same ones.
-        for key in list(self.kept)[: self.size - self.size // 2]:
+        # deleted before. Another thread may forget the same ones, or may have kept one more than
+        # there was room for: counted from the end, or such ones would stay and add up.
+        keys = list(self.kept)
+        for key in keys[: max(len(keys) - self.size // 2, 0)]:
             self.kept.pop(key, None)

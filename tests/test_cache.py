@@ -260,6 +260,17 @@ def _often_switched() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
+@pytest.mark.parametrize("size", SIZES[1:])
+def test_what_threads_kept_beyond_its_size_is_forgotten_with_the_rest(size: int) -> None:
+    cache, writer = _filled(size, size), make_writer()
+    # Each thread may have seen room for one before any of them took it.
+    for key in range(100, 103):
+        cache.kept[key] = (key, key << 24, session(writer, key))
+    cache.keep(UUID(int=103), (103, 103 << 24, session(writer, 103)))
+    assert len(cache) <= size
+    assert list(cache.kept)[-1] == 103
+
+
 @pytest.mark.usefixtures("_often_switched")
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 8])
 def test_threads_share_one_without_a_lock(size: int) -> None:
