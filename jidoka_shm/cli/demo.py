@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -23,6 +20,7 @@ from jidoka_shm import ownership
 from jidoka_shm.errors import RegistryNotFound
 
 from . import proofs
+from .children import PATIENCE, Worker, check, wait
 from .figures import Figures
 from .ledger import Ledger
 
@@ -32,70 +30,10 @@ if TYPE_CHECKING:
 _SECONDS: Final = 10.0
 _COMMITS: Final = 100_000
 
-#: A process that reports nothing for so long, or a run that takes so long, has gone wrong.
-_PATIENCE: Final = 120.0
-
 
 def sample_path() -> Path:
     """Return the sample of sessions that comes with the package."""
     return Path(__file__).parent.parent / "data" / "sessions.jsonl"
-
-
-class Worker:
-    """A process of the demo, with what it reported last."""
-
-    def __init__(self, role: str, **options: Any) -> None:  # noqa: ANN401 - whatever JSON takes
-        command = [sys.executable, "-m", "jidoka_shm.cli.workers", role, json.dumps(options)]
-        self._process = subprocess.Popen(  # noqa: S603 - this package, with its own options
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.reports = 0
-        self.last: dict[str, Any] = {}
-        self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
-
-    def _listen(self) -> None:
-        for line in self._process.stdout or ():
-            # One store, so that no other thread ever sees half of two reports.
-            self.last = {**self.last, **json.loads(line)}
-            self.reports += 1
-
-    def has_said(self, name: str) -> bool:
-        """Return whether any report had ``name``."""
-        return name in self.last
-
-    def has_denied(self, name: str) -> bool:
-        """Return whether the last report that had ``name`` said that it is False."""
-        return self.last.get(name) is False
-
-    def has_reported(self, times: int) -> bool:
-        """Return whether there were so many reports."""
-        return self.reports >= times
-
-    def kill(self) -> None:
-        """End it as a crash does."""
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
-
-    def stop(self) -> dict[str, Any]:
-        """Have it end by itself and return what it reported at last."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        self._process.wait(_PATIENCE)
-        self._listener.join(_PATIENCE)
-        return self.last
-
-    def discard(self) -> None:
-        """Make sure that it is gone, and its pipes with it."""
-        self.kill()
-        self._listener.join(_PATIENCE)
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
-
-    def failed(self) -> bool:
-        """Return whether it ended by itself with an error."""
-        return self._process.poll() not in {None, 0, -signal.SIGKILL}
 
 
 class Demo:
@@ -149,13 +87,13 @@ class Demo:
 
         files = {name: str(folder / name) for name in ("sessions", "ledger")}
         writer = start("write", **files)
-        _wait(functools.partial(writer.has_said, "created"), writer)
+        wait(functools.partial(writer.has_said, "created"), writer)
         readers = [
             start("read", count=self._count, seed=seed, careless=self._careless)
             for seed in range(self._readers)
         ]
         for reader in readers:
-            _wait(functools.partial(reader.has_said, "ready"), reader)
+            wait(functools.partial(reader.has_said, "ready"), reader)
 
         begun = time.monotonic()
         self._until(0.5, begun, book, [writer, *readers], lambda: show("writing", begun))
@@ -164,12 +102,12 @@ class Demo:
         before = sum(reader.last.get("look_ups", 0) for reader in readers)
         for reader in readers:
             show("no writer", begun)
-            _wait(functools.partial(reader.has_denied, "writer_alive"), reader)
-            _wait(functools.partial(reader.has_reported, reader.reports + 1), reader)
+            wait(functools.partial(reader.has_denied, "writer_alive"), reader)
+            wait(functools.partial(reader.has_reported, reader.reports + 1), reader)
         without = sum(reader.last["look_ups"] for reader in readers) - before
 
         heir = start("write", **files)
-        _wait(functools.partial(heir.has_said, "recovered"), heir)
+        wait(functools.partial(heir.has_said, "recovered"), heir)
         self._until(1.0, begun, book, [heir, *readers], lambda: show("taken over", begun))
         ends = [reader.stop() for reader in readers]
         seconds = time.monotonic() - begun
@@ -185,14 +123,14 @@ class Demo:
         show: Callable[[], None],
     ) -> None:
         """Wait until a part of the time has passed and of the commits are made."""
-        limit = begun + self._seconds + _PATIENCE
+        limit = begun + self._seconds + PATIENCE
         while time.monotonic() < limit:
             if (
                 time.monotonic() - begun >= part * self._seconds
                 and book.changes() >= part * self._commits
             ):
                 return
-            _check(*workers)
+            check(*workers)
             show()
             time.sleep(0.05)
 
@@ -244,20 +182,3 @@ def _progress(*, quiet: bool) -> Iterator[Progress]:
     )
     with bar:
         yield bar
-
-
-def _wait(condition: Callable[[], bool], worker: Worker) -> None:
-    """Wait for what a worker is to report; its death is an error, and so is its silence."""
-    deadline = time.monotonic() + _PATIENCE
-    while not condition():
-        _check(worker)
-        if time.monotonic() >= deadline:
-            msg = f"a process of the demo reported nothing for {_PATIENCE:g} s"
-            raise TimeoutError(msg)
-        time.sleep(0.01)
-
-
-def _check(*workers: Worker) -> None:
-    if any(worker.failed() for worker in workers):
-        msg = "a process of the demo ended with an error, which it printed above"
-        raise ChildProcessError(msg)
