@@ -1,8 +1,7 @@
 """What a session is: its fields, its statuses and their moves, its record and its id.
 
 The moves are the literal ``MOVES`` below and nothing else. A status given again is no move and no
-error: it is a heartbeat. *Terminated* straight from a live status is what an expired session, or
-one whose owner process died, gets.
+error: it is a heartbeat. *Terminated* straight from a live status is what an expired session gets.
 
 A session in shared memory is a slot's header and, behind it, the array-like msgpack of
 ``Payload`` in the order of its fields.
