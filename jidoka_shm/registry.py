@@ -74,7 +74,9 @@ class Registry:
         def visit(session: Session) -> None:
             nonlocal kept
             kept += 1
-            self._deadlines.set(session.session_id.int, session.payload().deadline)
+            deadline = session.deadline()
+            if deadline is not None:
+                self._deadlines.set(session.session_id.int, deadline)
 
         dropped = self.table.resume(identity, visit)
         self._control.count("dropped", len(dropped))

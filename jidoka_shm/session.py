@@ -87,6 +87,9 @@ class Payload(Struct, frozen=True, array_like=True, gc=False, eq=False, kw_only=
 #: What follows the maps in the record of a session that never expires and has no owner.
 _NO_MARKS: Final = (None,) * (len(Payload.__struct_fields__) - 2)
 
+#: What such a record begins with: msgpack's header of an array of two.
+_MAPS_ALONE: Final = b"\x92"
+
 
 class Session(Struct, frozen=True, gc=False, eq=False):
     """One session, as it was at one version. A frozen value, safe to share and to keep.
@@ -120,6 +123,11 @@ class Session(Struct, frozen=True, gc=False, eq=False):
             CorruptRegistry: where the memory that it was copied from is damaged.
         """
         return _decoded(_decode_payload, self)
+
+    def deadline(self) -> int | None:
+        """Return the payload's deadline; for the package itself."""
+        # Most payloads are of the maps alone, and a takeover asks each.
+        return None if self._payload[:1] == _MAPS_ALONE else self.payload().deadline
 
     @property
     def metadata(self) -> Map:

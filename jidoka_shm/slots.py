@@ -16,7 +16,6 @@ import numpy as np
 
 from .errors import CorruptRegistry
 from .layout import (
-    PAYLOAD_CRC_OFFSET,
     SLOT_BITS,
     SLOT_BRIEF,
     SLOT_CRC_OFFSET,
@@ -147,12 +146,18 @@ class Slots:
 
     def copy_whole_verified(self, word: int) -> Copy:
         """Return as ``copy_whole`` does, once version and both crcs are right."""
-        head, raw = self.copy_row_verified(word)
-        if head is DAMAGED[0] or head[5] > self.limit:
+        start = self.begin + (word & SLOT_MASK) * self.slot_size
+        raw = self.memory[start : start + SLOT_HEADER_SIZE]
+        if len(raw) < SLOT_HEADER_SIZE:
             return DAMAGED
-        start = self.offset(word & SLOT_MASK) + SLOT_HEADER_SIZE
-        payload = self.memory[start : start + head[5]]
-        return (head, payload) if zlib.crc32(payload) == _payload_crc(raw) else DAMAGED
+        fields = SLOT_HEADER.unpack(raw)
+        if fields[1] & VERSION_MASK != word >> SLOT_BITS or fields[5] > self.limit:
+            return DAMAGED
+        if fields[11] != zlib.crc32(raw[:SLOT_CRC_OFFSET]):
+            return DAMAGED
+        start += SLOT_HEADER_SIZE
+        payload = self.memory[start : start + fields[5]]
+        return (fields[:7], payload) if zlib.crc32(payload) == fields[9] else DAMAGED
 
     def has(self, words: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Return for each word whether there is a slot of its number."""
@@ -201,10 +206,6 @@ class Slots:
         except (KeyError, CorruptRegistry) as error:
             return f"its slot holds no session ({error})"
         return session
-
-
-def _payload_crc(raw: bytes) -> int:
-    return int.from_bytes(raw[PAYLOAD_CRC_OFFSET : PAYLOAD_CRC_OFFSET + 4], "little")
 
 
 def make_session(session_id: UUID, copy: Copy) -> Session:

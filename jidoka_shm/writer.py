@@ -195,12 +195,11 @@ class TableWriter(SessionTable):
         else:
             seqlock.hold(self.change, version)
         self.control.publish_writer(identity)
-        sound, unsound, newest = self._survey(visit)
+        homes, taken, unsound, newest = self._survey(visit)
         # Damage to the change word shows in a record that is newer, or in a word that no commit
         # can have left; how many versions came after the newest record is not known then.
         version = newest + LEAP if beyond else max(version, newest + 1)
-        self._repair_reach(sound)
-        taken = {word & SLOT_MASK for word, _ in sound.values()}
+        self._repair_reach(homes)
         self._free = deque(slot for slot in range(self.slots.count) if slot not in taken)
         seqlock.settle(self.change, version)
         for dropped in unsound:
@@ -211,12 +210,12 @@ class TableWriter(SessionTable):
 
     def _survey(
         self, visit: Callable[[Session], None]
-    ) -> tuple[dict[int, tuple[int, int]], list[Dropped], int]:
-        """Return word and home of each sound entry, the others, and the newest version."""
-        sound: dict[int, tuple[int, int]] = {}
+    ) -> tuple[dict[int, int], set[int], list[Dropped], int]:
+        """Return the homes of sound entries, their slots, the other entries, the newest version."""
+        homes: dict[int, int] = {}
+        slots: set[int] = set()
         unsound: list[Dropped] = []
         newest = 0
-        slots: set[int] = set()
         ids: set[int] = set()
         words = self.index.words
         # The newest first, so that of two records of one id the older one is dropped.
@@ -236,15 +235,15 @@ class TableWriter(SessionTable):
             else:
                 slots.add(word & SLOT_MASK)
                 ids.add(key)
-                sound[entry] = (word, home)
+                homes[entry] = home
                 newest = max(newest, session.version)
                 visit(session)
-        return sound, unsound, newest
+        return homes, slots, unsound, newest
 
-    def _repair_reach(self, sound: dict[int, tuple[int, int]]) -> None:
+    def _repair_reach(self, homes: dict[int, int]) -> None:
         """Store each reach that is not what the sound entries need, once."""
         needed = bytearray(len(self.reach))
-        for entry, (_, home) in sound.items():
+        for entry, home in homes.items():
             needed[home] = max(needed[home], entry - home)
         # Never zeroed first: a look-up that runs meanwhile would stop short of a live session.
         for home in np.flatnonzero(np.frombuffer(self.reach, np.uint8) != needed).tolist():
