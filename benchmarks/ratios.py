@@ -81,7 +81,7 @@ class Bench:
 
     def __init__(self, sessions: int, folder: str) -> None:
         self.name = f"ratios-{os.getpid()}"
-        self.manager = SessionManager(self.name, capacity=16_384, fresh=True)
+        self.manager = SessionManager(self.name, capacity=max(sessions, 16_384), fresh=True)
         self.ids = [self.manager.create_session(METADATA, LLM_CONFIG) for _ in range(sessions)]
         random.Random(1).shuffle(self.ids)
         self.unknown = [uuid.uuid4() for _ in self.ids]
@@ -208,7 +208,8 @@ def timed(work: Callable[[], object], count: int) -> float:
 
 def creates(bench: Bench) -> dict[str, float]:
     """Return what a creation takes, in a registry of its own so that it never fills."""
-    with SessionManager(f"{bench.name}-new", capacity=16_384, fresh=True) as manager:
+    capacity = max(len(bench.ids), 16_384)
+    with SessionManager(f"{bench.name}-new", capacity=capacity, fresh=True) as manager:
         create = manager.create_session
         found = {
             "create_session": timed(

@@ -38,7 +38,7 @@ class Cache:
 
     def keep(self, session_id: UUID, found: Found) -> None:
         """Remember a session."""
-        if len(self.kept) >= self.size:
+        if len(self.kept) >= self.size and session_id.int not in self.kept:
             self._forget()
         if self.size:
             self.kept[session_id.int] = found

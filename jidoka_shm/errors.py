@@ -202,10 +202,11 @@ class RecordTooLarge(JidokaError, ValueError):
     limit: int
 
     def __str__(self) -> str:
+        # Slots are of a multiple of 64 bytes; a limit that is none leaves the rest for the end.
+        kept = ", the rest being kept for its end" if self.limit % 64 else ""
         return (
-            f"the session takes {self.size} bytes of a slot and may take {self.limit}, the rest "
-            "being kept for its end: keep less in its maps, or make the registry anew "
-            "(fresh=True) with a larger slot_size"
+            f"the session takes {self.size} bytes of a slot and may take {self.limit}{kept}: keep "
+            "less in its maps, or make the registry anew (fresh=True) with a larger slot_size"
         )
 
 

@@ -93,9 +93,9 @@ class SessionManager(SessionWrites):
             )
             if found:
                 self._own.discard_others(header.generation)
+            # Undone after the reactor's thread has ended.
+            undo.callback(self._own.retire)
             self.recovery = self._take_over() if found else None
-            # It says that this process writes. Undone after the reactor's thread has ended.
-            undo.callback(self._own.control.retire_writer)
             self._reactor = Reactor(
                 f"jidoka_shm {self._name}",
                 turn=_weakly(self._expire),

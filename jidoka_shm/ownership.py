@@ -16,7 +16,7 @@ import os
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from . import segment, seqlock
+from . import processes, segment, seqlock
 from .control import ControlWriter
 from .errors import CorruptRegistry, RegistryForbidden
 from .header import TableHeader
@@ -78,6 +78,11 @@ class Ownership:
     def release(self) -> None:
         """Let go of the lock. May be repeated."""
         self._lock.release()
+
+    def retire(self) -> None:
+        """Say that nobody writes any more, where the control says that this process does."""
+        if self.control.writer() == processes.own_identity():
+            self.control.retire_writer()
 
     # ------------------------------------------------------------------ tables
 
@@ -276,8 +281,8 @@ def _discard_incomplete(lock: WriterLock) -> None:
                 segment.unlink(name)
 
 
-def remove(name: str, *, instance: UUID | None = None) -> None:
-    """Destroy a registry that has no living writer.
+def remove(name: str, *, instance: UUID | None = None) -> bool:
+    """Destroy a registry that has no living writer; return whether it did.
 
     Args:
         name: the registry's name.
@@ -290,7 +295,9 @@ def remove(name: str, *, instance: UUID | None = None) -> None:
     lock = WriterLock(name, wait=0, open_control=find_control)
     try:
         own = Ownership(lock, mode=segment.mode_of(lock.descriptor))
-        if instance is None or own.control.instance == instance:
+        wanted = instance in {None, own.control.instance}
+        if wanted:
             own.destroy()
+        return wanted
     finally:
         lock.release()

@@ -30,13 +30,14 @@ class Recovery:
     clean: bool
 
     def log(self, name: str) -> None:
-        """Say so in the log: a warning where anything was dropped."""
-        _log.log(
-            logging.WARNING if self.dropped else logging.INFO,
-            "took over registry %r (%s): %d sessions kept, %d damaged records dropped%s",
-            name,
-            "closed" if self.clean else "its writer died",
-            self.kept,
-            len(self.dropped),
-            f": {list(self.dropped[:_NAMED])}" if self.dropped else "",
-        )
+        """Say so in the log."""
+        state = "closed" if self.clean else "its writer died"
+        _log.info("took over registry %r (%s): %d sessions kept", name, state, self.kept)
+        if self.dropped:
+            log_dropped(name, self.dropped)
+
+
+def log_dropped(name: str, dropped: tuple[Dropped, ...]) -> None:
+    """Warn of records that were damaged and are gone, the first of them by name."""
+    count, named = len(dropped), list(dropped[:_NAMED])
+    _log.warning("registry %r: %d damaged records dropped: %s", name, count, named)

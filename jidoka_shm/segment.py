@@ -27,7 +27,7 @@ if sys.platform == "linux":
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Where Linux keeps what shm_open names; needed only to list names and to ask for free space.
+#: Where Linux keeps what shm_open names: to list them, and to see what a name is of.
 SHM_DIRECTORY: Final = Path("/dev/shm")  # noqa: S108 - the kernel's place, not a file of ours
 
 

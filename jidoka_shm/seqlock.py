@@ -35,7 +35,7 @@ import threading
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from .errors import ReadContended
-from .layout import CLOSED, EMPTY, SLOT_HEADER_SIZE, SLOT_MASK
+from .layout import CLOSED, EMPTY, MAX_DISTANCE, SLOT_HEADER_SIZE, SLOT_MASK
 from .session import STATUS_OF_CODE, Session, SessionStatus
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def quick_look_up(  # noqa: C901 - the function inside is one frame, as said
         A function from an id to entry, word and session; to nothing, ``()``, where the id is not
         in the table; or to None where that takes a closer look.
     """
-    words, size, entries = index.words, len(reach), len(index.words)
+    words, size = index.words, len(reach)
     unpack, memory = slots.unpack, slots.memory
     begin, slot_size, limit = slots.begin, slots.slot_size, slots.limit
     statuses = STATUS_OF_CODE
@@ -193,7 +193,7 @@ def quick_look_up(  # noqa: C901 - the function inside is one frame, as said
                 return None
             if entry == home:
                 last += reach[home]
-                if last >= entries:
+                if last > home + MAX_DISTANCE:
                     return None
             if entry == last:
                 return ()
@@ -207,7 +207,7 @@ def quick_glance(  # noqa: C901 - as above
     index: SequenceWords, reach: memoryview[int], slots: Slots
 ) -> Callable[[UUID], Glance | tuple[()] | None]:
     """Return a function as ``quick_look_up`` does, which finds status and owner pid alone."""
-    words, size, entries = index.words, len(reach), len(index.words)
+    words, size = index.words, len(reach)
     unpack, begin, slot_size = slots.unpack_brief, slots.begin, slots.slot_size
     statuses = STATUS_OF_CODE
 
@@ -232,7 +232,7 @@ def quick_glance(  # noqa: C901 - as above
                 return None
             if entry == home:
                 last += reach[home]
-                if last >= entries:
+                if last > home + MAX_DISTANCE:
                     return None
             if entry == last:
                 return ()
@@ -302,9 +302,9 @@ def end(change: Words) -> None:
 def is_ended(change: Words, words: Words) -> bool:
     """Return whether a destruction of a table began.
 
-    It makes the change word odd, then stores to the index from the first entry on. An entry alone
-    may be damaged, and all sessions must not be given up for that; so where the change word is
-    another control's, the second entry must say so as well.
+    It makes the change word odd, then stores to the index from the first entry on. The first entry
+    alone may be damaged, and all sessions must not be given up for that. Where the change word is
+    even, since it is another control's that is odd, the second entry must say so as well.
     """
     return words[0] == CLOSED and (change[0] % 2 == 1 or words[1] == CLOSED)
 

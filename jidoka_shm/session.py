@@ -284,7 +284,7 @@ def _encoded(payload: Payload) -> bytes:
     try:
         return payload.encode()
     except OverflowError:
-        msg = "expires_at lies outside of what 64 bits of nanoseconds hold: 1677 to 2262"
+        msg = "expires_at lies outside of what 64 bits of nanoseconds hold: 1677 to 2554"
         raise ValueError(msg) from None
 
 

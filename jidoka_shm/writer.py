@@ -188,8 +188,11 @@ class TableWriter(SessionTable):
             raise TableGone
         # From the change word, never from the index: a version that was begun may be in the index
         # or not, and this one, used for no session, is past it either way.
-        version = seqlock.last_version(self.change) + 1
-        beyond = version > VERSION_MASK + 1
+        last = seqlock.last_version(self.change)
+        beyond = last > VERSION_MASK + 1
+        # No version is burnt behind the last one, or the next takeover would find one more than
+        # there are and take the change word for damaged.
+        version = min(last, VERSION_MASK) + 1
         if beyond:
             seqlock.end(self.change)
         else:
@@ -248,6 +251,10 @@ class TableWriter(SessionTable):
         # Never zeroed first: a look-up that runs meanwhile would stop short of a live session.
         for home in np.flatnonzero(np.frombuffer(self.reach, np.uint8) != needed).tolist():
             self.reach[home] = needed[home]
+
+    def _is_reach_wrong(self, found: int, needed: int) -> bool:
+        # A writer that goes on has made them what they must be.
+        return found != needed
 
     def _violations(self) -> Iterator[str]:
         yield from super()._violations()

@@ -24,6 +24,7 @@ from .errors import (
     RegistryNotFound,
 )
 from .reads import SessionReads
+from .recovery import log_dropped
 from .registry import Instant, Registry
 from .table import TableGone
 
@@ -67,15 +68,11 @@ class SessionWrites(SessionReads):
             with self._lock:
                 self._prepare()
                 try:
-                    result = change(session_id, now=_now(), **fields)
+                    result = self._attempt(change, session_id, fields)
                 except JidokaError:
                     # These are raised before the first store, so nothing was interrupted.
                     self._interrupted = False
                     raise
-                except TableGone:
-                    # Another manager destroyed the table; or a word is damaged, and dropped now.
-                    self._resume()
-                    result = change(session_id, now=_now(), **fields)
                 deadline = self._registry.next_deadline()
                 self._interrupted = False
         finally:
@@ -84,6 +81,14 @@ class SessionWrites(SessionReads):
                 self.close()
         self._reactor.wake_at(deadline)
         return result
+
+    def _attempt(self, change: Callable[..., T], session_id: UUID, fields: dict[str, Any]) -> T:
+        try:
+            return change(session_id, now=_now(), **fields)
+        except TableGone:
+            # Another manager destroyed the table; or a word is damaged, and dropped now.
+            self._resume()
+            return change(session_id, now=_now(), **fields)
 
     def _close_if_wanted(self) -> None:
         """Do what a handler's ``close`` in the middle of a call has put off."""
@@ -126,10 +131,12 @@ class SessionWrites(SessionReads):
             RegistryClosed: where another manager has destroyed it.
         """
         try:
-            self._registry.resume(processes.own_identity())
+            _, dropped = self._registry.resume(processes.own_identity())
         except TableGone:
             self._let_go(_DESTROYED)
             raise RegistryClosed(self._name, _DESTROYED) from None
+        if dropped:
+            log_dropped(self._name, dropped)
 
     def _expire(self) -> int | None:
         """Do what is due and return the next deadline; called by the reactor."""
@@ -157,7 +164,7 @@ class SessionWrites(SessionReads):
 
     def _watch(self) -> None:
         """Close the registry for everybody if its names were removed; called by the reactor."""
-        if self._own.is_whole():
+        if self._released or self._own.is_whole():
             return
         with self._lock:
             if self._closed:
@@ -217,6 +224,8 @@ class SessionWrites(SessionReads):
                 self._own.end(self._registry.table)
                 self._let_go(_CLOSED)
         if not here:
+            # Another thread's close may still hold the lock.
+            self.close()
             with contextlib.suppress(RegistryNotFound):
                 ownership.remove(self._name, instance=self._instance)
         self.close()

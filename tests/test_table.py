@@ -702,16 +702,17 @@ def test_a_broken_invariant_is_named(
     looked = reader_of(writer, verify=verify)
     assert looked.check() == []
     break_it(writer)
-    assert BREAKS[break_it] in looked.check()
+    # A reach that is too high is no damage to a reader: a killed writer may leave one.
+    assert (BREAKS[break_it] in looked.check()) is (break_it not in {_reach_high, _reach_higher})
     assert BREAKS[break_it] in writer.check()
 
 
 def test_every_broken_invariant_is_named_at_once() -> None:
     writer = make_writer()
     add(writer, 10, 10 + writer.geometry.index_size, 5)
-    for break_it in (_give_up, _damage_header, _reach_high):
+    for break_it in (_give_up, _damage_header, _reach_low):
         break_it(writer)
-    assert {BREAKS[one] for one in (_give_up, _damage_header, _reach_high)} <= set(
+    assert {BREAKS[one] for one in (_give_up, _damage_header, _reach_low)} <= set(
         reader_of(writer).check()
     )
 

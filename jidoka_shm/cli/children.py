@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -57,7 +58,12 @@ class Worker:
         """Have it end by itself and return what it reported at last."""
         if self._process.stdin is not None:
             self._process.stdin.close()
-        self._process.wait(PATIENCE)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(PATIENCE)
+        check(self)
+        if self._process.poll() is None:
+            msg = f"a process of the demo did not end within {PATIENCE:g} s"
+            raise TimeoutError(msg)
         self._listener.join(PATIENCE)
         return self.last
 

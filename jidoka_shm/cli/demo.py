@@ -133,6 +133,8 @@ class Demo:
             check(*workers)
             show()
             time.sleep(0.05)
+        msg = f"the demo did not come to its end within {PATIENCE:g} s of its time"
+        raise TimeoutError(msg)
 
     def _figures(  # noqa: PLR0913, PLR0917 - one argument a source
         self,

@@ -21,7 +21,7 @@ from jidoka_shm.errors import (
 from jidoka_shm.layout import CONTROL_SIZE, check_name, control_name
 from jidoka_shm.reader import SessionReader
 
-from .failures import NoRegistry
+from .failures import NoRegistry, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,8 +162,15 @@ def unlink(name: str, confirm: Callable[[Json], bool]) -> Json | None:
         return None
     # Only the one that was confirmed: another may have been made under the name meanwhile. And
     # the lock decides, whatever the control says of its writer.
-    instance = found["instance"]
-    ownership.remove(name, instance=None if instance is None else UUID(instance))
+    now, instance = summary(name), found["instance"]
+    if now is None:
+        raise RegistryNotFound(name, 0)
+    removed = now["instance"] == instance and ownership.remove(
+        name, instance=None if instance is None else UUID(instance)
+    )
+    if not removed:
+        text = f"registry {name!r} was made anew after the question: look again"
+        raise Refused(text)
     return found
 
 
