@@ -258,14 +258,18 @@ class SessionReads(Mapping[UUID, Session]):
 
     def stats(self) -> Stats:
         """Return figures of the registry and of this handle."""
-        view = self._on_table(lambda view: view)
+        return self._on_table(self._stats)
+
+    def _stats(self, view: Attachment) -> Stats:
+        # All of it of one table: the registry may be replaced while it is put together.
         geometry = view.table.geometry
+        change = view.table.change[0]
         return Stats(
             name=self._name,
             instance=view.identity[0],
             generation=view.identity[1],
-            version=self.version,
-            sessions=len(self),
+            version=None if change % 2 else change // 2,
+            sessions=count_sessions(view.table),
             capacity=geometry.capacity,
             slot_size=geometry.slot_size,
             index_size=geometry.index_size,

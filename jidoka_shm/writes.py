@@ -107,6 +107,9 @@ class SessionWrites(SessionReads):
         self._refuse_reentry()
         try:
             with self._lock:
+                # What an interrupt left of this process's own is no fault of the registry's.
+                self._prepare()
+                self._interrupted = False
                 return super().check()
         finally:
             self._close_if_wanted()
@@ -219,10 +222,11 @@ class SessionWrites(SessionReads):
         with self._lock:
             if self._forked:
                 raise ForkedHandle(self._name)
-            here = not self._closed
+            here = not self._released
             if here:
-                self._own.end(self._registry.table)
+                # First: what an interrupt leaves of the end must take no change any more.
                 self._let_go(_CLOSED)
+                self._own.end(self._registry.table)
         if not here:
             # Another thread's close may still hold the lock.
             self.close()
@@ -233,8 +237,9 @@ class SessionWrites(SessionReads):
     def _let_go(self, reason: str) -> None:
         """Make every later call raise ``RegistryClosed``."""
         if not self._closed:
-            self._closed = True
+            # In this order: an interrupt between the two leaves one that can still be let go.
             self._view = detached(RegistryClosed, self._name, reason)
+            self._closed = True
 
     def after_fork_in_child(self) -> None:
         """Make every later call in the child raise ``ForkedHandle``."""
