@@ -282,8 +282,7 @@ class SessionReads(Mapping[UUID, Session]):
     def refresh(self) -> None:
         """Attach to what bears the name now; nothing happens where that is the same still.
 
-        Look-ups need no refresh: they meet a growth or a destruction by themselves. It is for
-        names that were removed behind the registry's back.
+        For names that were removed behind the registry's back: a look-up meets all else itself.
 
         Raises:
             RegistryClosed: where nothing bears the name any more.
@@ -295,8 +294,7 @@ class SessionReads(Mapping[UUID, Session]):
     def check(self) -> list[str]:
         """Return what is wrong with the registry, a line each; nothing where all is well.
 
-        It looks at all of the table, with all crcs, and needs a moment without a commit; it tries
-        a few times for one.
+        It looks at all of the table, with all crcs, and tries for a moment without a commit.
 
         Raises:
             ReadContended: where there was none.

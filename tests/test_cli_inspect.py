@@ -21,6 +21,7 @@ import jidoka_shm
 from jidoka_shm import SessionManager, SessionReader, segment
 from jidoka_shm.cli import failures, inspection, output
 from jidoka_shm.cli.app import app
+from jidoka_shm.cli.failures import Refused
 from jidoka_shm.errors import CorruptRegistry, ReadContended, WriterAlreadyRunning
 from jidoka_shm.layout import (
     CLOSED,
@@ -614,9 +615,25 @@ def test_unlink_leaves_what_was_made_after_the_question(left: str) -> None:
             successor.create_session(session_id=OTHER)
         return True
 
-    inspection.unlink(left, answer)
+    with pytest.raises(Refused, match="made anew after the question"):
+        inspection.unlink(left, answer)
     with SessionReader(left) as reader:
         assert list(reader) == [OTHER]
+
+
+def test_unlink_leaves_what_was_completed_after_the_question(name: str) -> None:
+    path_of(name).write_bytes(b"")
+
+    def answer(found: dict[str, Any]) -> bool:
+        assert found["state"] == "incomplete"
+        SessionManager(name, capacity=16).close()
+        return True
+
+    with pytest.raises(Refused, match="made anew after the question"):
+        inspection.unlink(name, answer)
+    with SessionManager(name) as manager:
+        assert manager.recovery is not None
+        manager.unlink()
 
 
 def test_unlink_is_refused_where_a_writer_came_after_the_question(left: str) -> None:

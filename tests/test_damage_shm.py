@@ -304,7 +304,8 @@ def _taken_over(left: Left, caplog: pytest.LogCaptureFixture) -> dict[UUID, Sess
         assert manager.check() == []
         assert manager.stats().dropped == len(recovery.dropped)
         assert recovery.kept == len(manager)
-        assert f"{len(recovery.dropped)} damaged records dropped" in caplog.text
+        count = f"{len(recovery.dropped)} damaged records dropped"
+        assert (count in caplog.text) is bool(recovery.dropped)
         assert all(f"entry={one.entry}, reason=" in caplog.text for one in recovery.dropped[:10])
         manager.create_session()
         return dict(manager)

@@ -276,7 +276,7 @@ CASES = [
             "recovery takes its version from the change word, an odd one's as used",
             "writer",
             "TableWriter.resume",
-            "seqlock.last_version(self.change) + 1",
+            "min(last, VERSION_MASK) + 1",
             "self.change[0] // 2",
         ),
         ("+y +x", "-x", *SEEN_AFTER_CRASH),
