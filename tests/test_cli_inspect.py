@@ -922,7 +922,7 @@ def test_the_shell_completes_names(manager: SessionManager) -> None:
 
 # ---------------------------------------------------------------------------- docs/cli.md
 
-PAGE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"(?ms)^## `jidoka-shm (\w+)[^`]*`\n(.*?)(?=^## |\Z)", PAGE))
 
 
