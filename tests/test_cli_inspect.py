@@ -259,6 +259,11 @@ def _destroy_half_way(name: str) -> None:
     _store(path_of(name, 1), TABLE_HEADER_SIZE, _word(CLOSED) * GEOMETRY.entries)
 
 
+def _destroy_all_but_the_control(name: str) -> None:
+    _destroy_half_way(name)
+    path_of(name, 1).unlink()
+
+
 def _make_a_fifo(name: str) -> None:
     path_of(name).unlink()
     os.mkfifo(path_of(name))
@@ -273,6 +278,7 @@ FAULTS: dict[str, tuple[Callable[[str], None], str, int]] = {
     "header": (_damage_the_header, "damaged", 1),
     "no table": (_take_the_table_away, "damaged", 1),
     "destroyed": (_destroy_half_way, "destroyed", 3),
+    "control left": (_destroy_all_but_the_control, "destroyed", 3),
     "fifo": (_make_a_fifo, "unreadable", 1),
 }
 
@@ -650,7 +656,10 @@ def test_unlink_is_refused_where_a_writer_came_after_the_question(left: str) -> 
 
 
 def _on_terminal(
-    *arguments: str, act: Callable[[int, int], object] | None = None, columns: int = 80
+    *arguments: str,
+    act: Callable[[int, int], object] | None = None,
+    columns: int = 80,
+    kind: str = "xterm",
 ) -> tuple[int, str]:
     """Run the command on a terminal, and return its status and all that the terminal got.
 
@@ -658,9 +667,10 @@ def _on_terminal(
         arguments: the command's.
         act: called with the terminal's other end and the pid, once the command asks.
         columns: how wide the terminal is.
+        kind: what TERM says that it is.
     """
     ours, its = pty.openpty()
-    environment = ENVIRONMENT | {"COLUMNS": str(columns), "TERM": "xterm"}
+    environment = ENVIRONMENT | {"COLUMNS": str(columns), "TERM": kind}
     with subprocess.Popen(
         [*COMMAND, *arguments], stdin=its, stdout=its, stderr=its, env=environment
     ) as run:
@@ -879,13 +889,14 @@ def test_a_terminal_gets_no_text_of_a_session_as_markup(manager: SessionManager,
     assert _harmless(re.sub(r"\x1b\[[0-9;]*m", "", text).replace("\r\n", "\n"))
 
 
-def test_a_narrow_terminal_shows_ids_and_names_whole(manager: SessionManager) -> None:
+@pytest.mark.parametrize("kind", ["xterm", "dumb"])
+def test_a_narrow_terminal_shows_ids_and_names_whole(manager: SessionManager, kind: str) -> None:
     for arguments, whole in (
         (["list", manager.name], [str(ID), str(OTHER), "initializing"]),
         (["ls"], [manager.name]),
         (["layout", manager.name], ["writer_namespace"]),
     ):
-        code, text = _on_terminal(*arguments, columns=40)
+        code, text = _on_terminal(*arguments, columns=40, kind=kind)
         assert code == 0
         for each in whole:
             assert each in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -52,7 +53,6 @@ STATES: Final = (
 _OF_ALIVE: Final = {True: ALIVE, False: DEAD, None: UNKNOWN}
 
 _OF_ERROR: Final[dict[type[Exception], str]] = {
-    RegistryNotFound: "incomplete",
     RegistryClosed: "destroyed",
     FormatMismatch: "foreign",
     RegistryForbidden: "forbidden",
@@ -60,6 +60,7 @@ _OF_ERROR: Final[dict[type[Exception], str]] = {
 }
 
 _INCOMPLETE: Final = "it is being made, or its making was cut short"
+_DESTROYED: Final = "its removal is under way, or was cut short"
 
 
 def names() -> list[str]:
@@ -78,13 +79,22 @@ def _is_there(name: str) -> bool:
     return control_name(name) in segment.names()
 
 
+def _was_complete(name: str) -> bool:
+    """Return whether a control that leads to no table did once."""
+    with contextlib.suppress(OSError):
+        control = segment.Handle(segment.open_readable(control_name(name)))
+        return segment.is_begun(control.descriptor)
+    return False
+
+
 def open_reader(name: str) -> SessionReader:
     """Return a reader that does not wait and trusts no record without its crcs."""
     try:
         return SessionReader(name, timeout=0, cache_size=0, verify=True)
     except RegistryNotFound:
         if _is_there(name):
-            text = f"no complete registry {name!r}: {_INCOMPLETE}"
+            why = _DESTROYED if _was_complete(name) else _INCOMPLETE
+            text = f"no complete registry {name!r}: {why}"
             raise NoRegistry(text) from None
         raise
 
@@ -115,8 +125,10 @@ def summary(name: str) -> Json | None:
     except (JidokaError, OSError) as error:
         if not _is_there(name):
             return None
-        state = _OF_ERROR.get(type(error), "unreadable")
-        problem = _INCOMPLETE if isinstance(error, RegistryNotFound) else str(error)
+        state, problem = _OF_ERROR.get(type(error), "unreadable"), str(error)
+        if isinstance(error, RegistryNotFound):
+            gone = _was_complete(name)
+            state, problem = ("destroyed", _DESTROYED) if gone else ("incomplete", _INCOMPLETE)
         return row | {"state": state, "problem": problem}
 
 

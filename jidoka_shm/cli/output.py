@@ -112,5 +112,8 @@ def _print_aligned(titles: Sequence[str], cells: list[list[str]]) -> None:
         table.add_column(title, width=width, no_wrap=True, overflow="ellipsis")
     for row in cells:
         table.add_row(*map(Text, row))
-    console = Console(width=before + last, markup=False, emoji=False, highlight=False)
+    # With a height: without one rich takes a dumb terminal for 80 columns, whatever it is told.
+    console = Console(
+        width=before + last, height=len(cells) + 1, markup=False, emoji=False, highlight=False
+    )
     console.print(table, crop=False)
