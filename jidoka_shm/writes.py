@@ -222,14 +222,13 @@ class SessionWrites(SessionReads):
         with self._lock:
             if self._forked:
                 raise ForkedHandle(self._name)
+            # Not whether it is closed: another thread's close may still hold the registry's lock.
             here = not self._released
             if here:
                 # First: what an interrupt leaves of the end must take no change any more.
                 self._let_go(_CLOSED)
                 self._own.end(self._registry.table)
         if not here:
-            # Another thread's close may still hold the lock.
-            self.close()
             with contextlib.suppress(RegistryNotFound):
                 ownership.remove(self._name, instance=self._instance)
         self.close()

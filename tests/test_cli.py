@@ -9,7 +9,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import UUID
 
 import msgspec
@@ -19,7 +22,7 @@ from support import wait_until
 
 from jidoka_shm import SessionManager, segment
 from jidoka_shm.cli import app as app_module
-from jidoka_shm.cli import proofs
+from jidoka_shm.cli import children, demo, proofs
 from jidoka_shm.cli.demo import sample_path
 from jidoka_shm.cli.figures import Figures, as_table
 from jidoka_shm.cli.ledger import Ledger
@@ -313,3 +316,32 @@ def test_a_good_run_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert GOOD.passed
     as_table(GOOD)
     assert "none that was acknowledged was lost" in capsys.readouterr().out
+
+
+def test_a_process_of_the_demo_that_does_not_end_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(children, "PATIENCE", 0.05)
+    worker = children.Worker.__new__(children.Worker)
+    worker._process = subprocess.Popen(
+        [sys.executable, "-c", "import signal; signal.pause()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    worker._listener = threading.Thread(target=lambda: None)
+    worker._listener.start()
+    try:
+        with pytest.raises(TimeoutError, match="did not end"):
+            worker.stop()
+    finally:
+        worker.discard()
+
+
+def test_a_demo_that_does_not_come_to_its_commits_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(demo, "PATIENCE", 0.05)
+    stuck = SimpleNamespace(_seconds=0.0, _commits=1)
+    book = SimpleNamespace(changes=lambda: 0)
+    with pytest.raises(TimeoutError, match="did not come to its end"):
+        demo.Demo._until(stuck, 1.0, time.monotonic(), book, [], lambda: None)

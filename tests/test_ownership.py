@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import signal
@@ -615,6 +616,26 @@ def test_a_claim_that_fails_lets_go_of_the_lock(name: str) -> None:
             own.release()
 
     assert in_child(claim_twice) == 0
+
+
+def test_a_claim_lets_go_of_the_lock_though_it_cannot_clean_up(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listing /dev/shm takes a descriptor, and there may be none left."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "no descriptors")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ownership.Ownership, "create_table", fail)
+        patch.setattr(ownership, "_discard_incomplete", fail)
+        with pytest.raises(OSError, match="no descriptors") as caught:
+            _claim(name)
+    # The error is kept, and with it all that its frames refer to.
+    own, *_ = _claim(name)
+    own.destroy()
+    own.release()
+    assert caught.value.errno == errno.EMFILE
 
 
 def test_a_foreign_object_under_the_name_is_not_even_resized(name: str) -> None:
