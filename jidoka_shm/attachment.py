@@ -19,6 +19,7 @@ from .control import ControlReader
 from .errors import CorruptRegistry, RegistryClosed, RegistryForbidden, RegistryNotFound
 from .header import TableHeader
 from .layout import CONTROL_SIZE, control_name, table_name
+from .scan import scan_sessions
 from .table import SessionTable
 
 if TYPE_CHECKING:
@@ -113,6 +114,14 @@ class Attachment:
         if self.caches:
             self.cache.keep(session_id, found)
         return found[2]
+
+    def scan(self) -> Listing:
+        """Return a scan of the table, the last one where nothing was committed since."""
+        listing = self.listing
+        if self.table.change[0] != listing.change:
+            change, sessions = scan_sessions(self.table, listing.sessions)
+            listing = self.listing = Listing(-1 if change is None else change, sessions, {})
+        return listing
 
 
 class _Detached:

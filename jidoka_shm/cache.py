@@ -21,7 +21,7 @@ class Cache:
     Threads share one without a lock: the worst that a race does is to forget a session.
 
     Attributes:
-        size: how many it keeps at most; 0 keeps none.
+        size: how many it keeps at most, 1 or more; what keeps none does not call ``keep``.
         kept: what it keeps, under the id's int. Readers look here themselves, since a call costs
             as much as the rest of a hit; ``words[entry] == word`` is what makes it one. It is
             the same dict for ever.
@@ -40,8 +40,7 @@ class Cache:
         """Remember a session."""
         if len(self.kept) >= self.size and session_id.int not in self.kept:
             self._forget()
-        if self.size:
-            self.kept[session_id.int] = found
+        self.kept[session_id.int] = found
 
     def _forget(self) -> None:
         """Forget the older half."""

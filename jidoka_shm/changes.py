@@ -18,10 +18,8 @@ from .session import parse_status
 
 def for_create(metadata: object, llm_config: object, pid: object, ttl: object) -> dict[str, Any]:
     """Return the fields of ``Registry.create``."""
-    metadata, llm_config = encode_maps(metadata, llm_config)
     return {
-        "metadata": metadata,
-        "llm_config": llm_config,
+        "maps": encode_maps(metadata, llm_config),
         "owner": None if pid is None else _owner(pid),
         "ttl": None if ttl is None else _ttl(ttl),
     }

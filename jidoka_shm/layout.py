@@ -135,9 +135,6 @@ SLOT_HEADER_SIZE: Final = SLOT_HEADER.size
 #: Bytes of a slot's header that its own crc32 covers: all before it.
 SLOT_CRC_OFFSET: Final = 60
 
-#: Where the payload's crc32 stands in a slot's header.
-PAYLOAD_CRC_OFFSET: Final = 52
-
 #: The part of a slot's header that a look-up wants: id, version, created_at, updated_at, pid,
 #: payload_length, status.
 SLOT_HEAD: Final = struct.Struct("<16sQqqIIB")

@@ -91,11 +91,9 @@ class SessionManager(SessionWrites):
             self._view = Attachment(
                 self._own.control, table, is_named=self._own.is_named, cache_size=_CACHE_SIZE
             )
-            if found:
-                self._own.discard_others(header.generation)
             # Undone after the reactor's thread has ended.
             undo.callback(self._own.retire)
-            self.recovery = self._take_over() if found else None
+            self.recovery = self._take_over(header.generation) if found else None
             self._reactor = Reactor(
                 f"jidoka_shm {self._name}",
                 turn=_weakly(self._expire),
@@ -107,8 +105,9 @@ class SessionManager(SessionWrites):
             self._reactor.wake_at(self._registry.next_deadline())
             undo.pop_all()
 
-    def _take_over(self) -> Recovery:
+    def _take_over(self, generation: int) -> Recovery:
         """Make what a predecessor left this process's to write."""
+        self._own.discard_others(generation)
         control = self._own.control
         clean = control.writer() is None and control.change[0] % 2 == 0
         kept, dropped = self._registry.resume(processes.own_identity())

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from .errors import InvalidMetadata
+from .errors import InvalidMetadata, shown
 
 Map = dict[str, Any]
 
@@ -22,7 +22,6 @@ MAX_DEPTH: Final = 32
 _encode: Final = msgspec.msgpack.Encoder().encode
 _to_json: Final = msgspec.json.Encoder().encode
 _from_json: Final = msgspec.json.Decoder().decode
-_decode_both: Final = msgspec.msgpack.Decoder(tuple[Raw, Raw]).decode
 _EMPTY_MAP: Final = Raw(_encode({}))
 
 #: What the encoders raise for what they cannot take; a stranger's ``__eq__`` is not among them.
@@ -55,14 +54,17 @@ def encode_map(value: object, name: str) -> Raw:
     return Raw(packed)
 
 
-def encode_maps(metadata: object, llm_config: object) -> tuple[Raw, Raw]:
-    """Return a new session's two maps as ``encode_map`` does, tested in one go where both pass."""
+def encode_maps(metadata: object, llm_config: object) -> bytes:
+    """Return a new session's two maps as an array of what ``encode_map`` makes of each.
+
+    They are tested and packed in one go where both pass; that is all that the record of most
+    sessions holds.
+    """
     if isinstance(metadata, dict) and isinstance(llm_config, dict):
         packed = _pack([metadata, llm_config], MAX_DEPTH + 1)
         if packed is not None:
-            one, other = _decode_both(packed)
-            return one, other
-    return encode_map(metadata, "metadata"), encode_map(llm_config, "llm_config")
+            return packed
+    return _encode([encode_map(metadata, "metadata"), encode_map(llm_config, "llm_config")])
 
 
 def _pack(value: object, room: int) -> bytes | None:
@@ -136,9 +138,5 @@ def _escaped(letter: str) -> str:
 
 
 def _describe(value: object) -> str:
-    """Return a short text of a value, whose repr is a stranger's code and may fail."""
-    try:
-        text = ascii(value)
-    except Exception as error:  # noqa: BLE001 - whatever a stranger's repr raises
-        text = f"no repr, {type(error).__name__}"
-    return f"{text[:60]} ({type(value).__name__})"
+    """Return a short text of a value and its type."""
+    return f"{shown(value)} ({type(value).__name__})"

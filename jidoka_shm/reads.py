@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from uuid import UUID
 
-from . import processes
+from . import processes, seqlock
 from .arguments import parse_session_id
-from .attachment import Attachment, Listing
+from .attachment import Attachment
 from .errors import (
     CorruptRegistry,
     InvalidSessionId,
@@ -21,7 +21,7 @@ from .errors import (
     SessionNotFound,
 )
 from .handles import Stats
-from .scan import count_sessions, scan_headers, scan_sessions
+from .scan import count_sessions, scan_headers
 from .session import (
     STATUS_OF_CODE,
     Session,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from .attachment import Listing
     from .seqlock import Glance
 
 T = TypeVar("T")
@@ -73,13 +74,17 @@ class SessionReads(Mapping[UUID, Session]):
         if type(session_id) is UUID:
             view = self._view
             hit = view.kept.get(session_id.int)
-            if hit is not None and view.words[hit[0]] == hit[1]:
-                return hit[2]
+            if hit is not None:
+                entry, word, kept = hit
+                if view.words[entry] == word:
+                    return kept
             found = view.quick_look_up(session_id)
             if found:
                 if view.caches:
                     view.cache.keep(session_id, found)
                 return found[2]
+            if found is not None:
+                raise SessionNotFound(session_id)
         session = self._look_up(session_id)
         if session is None:
             raise SessionNotFound(parse_session_id(session_id))
@@ -122,8 +127,10 @@ class SessionReads(Mapping[UUID, Session]):
         if type(session_id) is UUID:
             view = self._view
             hit = view.kept.get(session_id.int)
-            if hit is not None and view.words[hit[0]] == hit[1]:
-                return hit[2]
+            if hit is not None:
+                entry, word, kept = hit
+                if view.words[entry] == word:
+                    return kept
             found = view.quick_look_up(session_id)
             if found:
                 if view.caches:
@@ -220,7 +227,7 @@ class SessionReads(Mapping[UUID, Session]):
         return SessionValues(self)
 
     def _listing(self) -> Listing:
-        return self._on_table(_scanned)
+        return self._on_table(Attachment.scan)
 
     def _on_table(self, read: Callable[[Attachment], T]) -> T:
         """Return what ``read`` returns, attaching again where the table or its name is gone."""
@@ -247,8 +254,7 @@ class SessionReads(Mapping[UUID, Session]):
 
         A number that grew says that something changed; the same number, that nothing did.
         """
-        change = self._view.table.change[0]
-        return None if change % 2 else change // 2
+        return seqlock.version(self._view.table.change)
 
     @property
     def writer_alive(self) -> bool | None:
@@ -263,12 +269,11 @@ class SessionReads(Mapping[UUID, Session]):
     def _stats(self, view: Attachment) -> Stats:
         # All of it of one table: the registry may be replaced while it is put together.
         geometry = view.table.geometry
-        change = view.table.change[0]
         return Stats(
             name=self._name,
             instance=view.identity[0],
             generation=view.identity[1],
-            version=None if change % 2 else change // 2,
+            version=seqlock.version(view.table.change),
             sessions=count_sessions(view.table),
             capacity=geometry.capacity,
             slot_size=geometry.slot_size,
@@ -331,15 +336,6 @@ class SessionReads(Mapping[UUID, Session]):
     # A handle is itself, whatever it maps to: a Mapping's own == would compare all sessions.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
-
-
-def _scanned(view: Attachment) -> Listing:
-    """Return a scan of the table, the last one where nothing was committed since."""
-    listing = view.listing
-    if view.table.change[0] != listing.change:
-        change, sessions = scan_sessions(view.table, listing.sessions)
-        listing = view.listing = Listing(-1 if change is None else change, sessions, {})
-    return listing
 
 
 def _status(session_id: UUID, code: int) -> SessionStatus:

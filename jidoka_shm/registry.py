@@ -20,7 +20,7 @@ from .errors import (
     SessionNotFound,
     VersionConflict,
 )
-from .session import MOVES, Payload, Session, SessionStatus
+from .session import MOVES, Session, SessionStatus, decode_payload
 
 if TYPE_CHECKING:
     from msgspec import Raw
@@ -89,12 +89,11 @@ class Registry:
 
     # ------------------------------------------------------------------ changes
 
-    def create(  # noqa: PLR0913 - one argument a field
+    def create(
         self,
         session_id: UUID,
         *,
-        metadata: Raw,
-        llm_config: Raw,
+        maps: bytes,
         owner: Identity | None,
         ttl: int | None,
         now: Instant,
@@ -103,8 +102,7 @@ class Registry:
 
         Args:
             session_id: its id.
-            metadata: its metadata, encoded.
-            llm_config: its model configuration, encoded.
+            maps: its metadata and model configuration, as ``encode_maps`` returns them.
             owner: its owner process.
             ttl: in how many nanoseconds it expires, or None.
             now: the time.
@@ -119,7 +117,10 @@ class Registry:
         marks = {} if ttl is None else _expiry(ttl, now)
         if owner is not None:
             marks |= _owner_marks(owner)
-        payload = Payload(metadata=metadata, llm_config=llm_config, **marks)
+        packed, deadline = maps, None
+        if marks:
+            payload = replace(decode_payload(maps), **marks)
+            packed, deadline = payload.encode(), payload.deadline
         created = _whole_microseconds(now.wall)
         session = Session(
             session_id=session_id,
@@ -128,10 +129,11 @@ class Registry:
             pid=None if owner is None else owner.pid,
             _created=created,
             _updated=created,
-            _payload=payload.encode(),
+            _payload=packed,
         )
         self.table.insert(session)
-        self._deadlines.set(session_id.int, payload.deadline)
+        if deadline is not None:
+            self._deadlines.set(session_id.int, deadline)
         self._control.count("created")
         return session
 

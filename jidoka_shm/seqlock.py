@@ -206,7 +206,10 @@ def quick_look_up(  # noqa: C901 - the function inside is one frame, as said
 def quick_glance(  # noqa: C901 - as above
     index: SequenceWords, reach: memoryview[int], slots: Slots
 ) -> Callable[[UUID], Glance | tuple[()] | None]:
-    """Return a function as ``quick_look_up`` does, which finds status and owner pid alone."""
+    """Return a function as ``quick_look_up`` does, which finds status and owner pid alone.
+
+    The same steps once more: shared, each look-up would pay for a call.
+    """
     words, size = index.words, len(reach)
     unpack, begin, slot_size = slots.unpack_brief, slots.begin, slots.slot_size
     statuses = STATUS_OF_CODE
@@ -265,6 +268,12 @@ def commit(change: Words, words: Words, entry: int, word: int, version: int) -> 
 def next_version(change: Words) -> int:
     """Return the version that the next commit gets."""
     return change[0] // 2 + 1
+
+
+def version(change: Words) -> int | None:
+    """Return the commits so far; None while one is under way or was cut short."""
+    word = change[0]
+    return None if word % 2 else word // 2
 
 
 def last_version(change: Words) -> int:

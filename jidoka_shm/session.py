@@ -76,18 +76,13 @@ class Payload(Struct, frozen=True, array_like=True, gc=False, eq=False, kw_only=
     def encode(self) -> bytes:
         """Return the payload's bytes."""
         fields = astuple(self)
-        if fields[2:] == _NO_MARKS:
-            return _encode(fields[:2])
         count = len(fields)
         while fields[count - 1] is None:
             count -= 1
         return _encode(fields[:count])
 
 
-#: What follows the maps in the record of a session that never expires and has no owner.
-_NO_MARKS: Final = (None,) * (len(Payload.__struct_fields__) - 2)
-
-#: What such a record begins with: msgpack's header of an array of two.
+#: What a payload of the maps alone begins with: msgpack's header of an array of two.
 _MAPS_ALONE: Final = b"\x92"
 
 
@@ -122,7 +117,7 @@ class Session(Struct, frozen=True, gc=False, eq=False):
         Raises:
             CorruptRegistry: where the memory that it was copied from is damaged.
         """
-        return _decoded(_decode_payload, self)
+        return _decoded(decode_payload, self)
 
     def deadline(self) -> int | None:
         """Return the payload's deadline; for the package itself."""
@@ -266,7 +261,7 @@ P = TypeVar("P")
 _DECODING: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 
 _encode: Final = msgspec.msgpack.Encoder().encode
-_decode_payload: Final = msgspec.msgpack.Decoder(Payload).decode
+decode_payload: Final = msgspec.msgpack.Decoder(Payload).decode
 _decode_metadata: Final = msgspec.msgpack.Decoder(_MetadataOnly).decode
 _decode_llm_config: Final = msgspec.msgpack.Decoder(_LlmConfigOnly).decode
 _decode_ids: Final = msgspec.msgpack.Decoder(list[UUID]).decode

@@ -42,6 +42,15 @@ def name() -> str:
     return f"{_RUN}{next(_numbers)}"
 
 
+@pytest.fixture
+def _often_switched() -> Iterator[None]:
+    """Let threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
 @pytest.fixture(autouse=True)
 def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves shared memory, a process, a thread or a descriptor behind."""

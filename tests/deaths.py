@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from uuid import UUID
 
 import numpy as np
-from host import exit_code, forked, path_of
+from host import do_traced, exit_code, forked, path_of
 
 import jidoka_shm
 from jidoka_shm import SessionExists, SessionManager, SessionReader, SessionStatus, seqlock
@@ -390,12 +390,7 @@ def stop_at_line_of(code: CodeType, number: int, work: Work, stop: Work) -> None
                 stop()
         return trace
 
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        work()
-    finally:
-        sys.settrace(before)
+    do_traced(work, trace)
 
 
 #: What is traced to stop within a commit.
@@ -417,12 +412,7 @@ def stop_at_each_line(work: Work, stop: Work) -> None:
             stop()
         return trace
 
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        work()
-    finally:
-        sys.settrace(before)
+    do_traced(work, trace)
 
 
 def killing_at(number: int) -> Around:

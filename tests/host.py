@@ -169,6 +169,16 @@ def descriptors_of(path: Path) -> list[int]:
 # ---------------------------------------------------------------------------- line by line
 
 
+def do_traced(work: Callable[[], object], trace: Callable[..., object]) -> None:
+    """Do ``work`` under a tracer."""
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+
+
 def stop_at_line(number: int, work: Callable[[], object], stop: Callable[[], object]) -> bool:
     """Do ``work``, and call ``stop`` before the package's ``number``-th line in it.
 
@@ -198,12 +208,7 @@ def stop_at_line(number: int, work: Callable[[], object], stop: Callable[[], obj
         entered.add(place)
         return line != "try:" and not leaves
 
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        work()
-    finally:
-        sys.settrace(before)
+    do_traced(work, trace)
     return left <= 0
 
 

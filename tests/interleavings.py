@@ -16,6 +16,7 @@ from uuid import UUID
 
 from stepper import Explorer, record
 from support import ME, at, make_registry, make_writer, reader_of, successor_of
+from tables import maps_of
 
 from jidoka_shm import ownership, segment, seqlock
 from jidoka_shm.attachment import Attachment
@@ -188,15 +189,16 @@ def run(registry: Registry, script: str, *, later: int = 0) -> None:
     for word in script.split():
         moment += 1000
         key = _NAMES[word[-1]]
-        maps = {"metadata": encode_map({"of": str(key), "n": moment}, "m")}
+        metadata = {"of": str(key), "n": moment}
         if word[0] == "+":
-            maps["llm_config"] = encode_map(None, "l")
+            maps = maps_of(metadata)
             registry.create(key, owner=_owner(moment), ttl=None, now=at(moment), **maps)
         elif word[0] == "-":
             entry, _, _ = registry.table.look_up(key)
             registry.table.remove(entry)
         else:
-            registry.update(key, owner=_owner(moment), now=at(moment), **maps)
+            packed = encode_map(metadata, "metadata")
+            registry.update(key, owner=_owner(moment), now=at(moment), metadata=packed)
 
 
 def _owner(moment: int) -> Identity:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import pickle
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import pytest
 from hypothesis import strategies as st
 from support import session
+
+from jidoka_shm.layout import SLOT_DTYPE
+from jidoka_shm.maps import encode_maps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
     from jidoka_shm.writer import TableWriter
 
 T = TypeVar("T")
+
+#: Where the payload's crc stands in a slot, for what damages it or makes it right.
+PAYLOAD_CRC_OFFSET: Final = cast("Any", SLOT_DTYPE.fields)["payload_crc"][1]
 
 #: For a test that takes ``verify``: once as an x86-64 reads, once with all crcs computed.
 both_ways = pytest.mark.parametrize("verify", [False, True], ids=["plain", "verified"])
@@ -40,6 +46,11 @@ def copies_of(value: T) -> list[T]:
     pickled = [pickle.dumps(value, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
     loaded = [pickle.loads(data) for data in pickled]  # noqa: S301 - made a line above
     return [*loaded, copy.copy(value), copy.deepcopy(value)]
+
+
+def maps_of(metadata: dict | None = None, llm_config: dict | None = None) -> dict[str, bytes]:
+    """Return the maps of a new session, as ``Registry.create`` takes them."""
+    return {"maps": encode_maps(metadata, llm_config)}
 
 
 def add(writer: TableWriter, *keys: int, **fields: object) -> list[Session]:

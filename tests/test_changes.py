@@ -46,17 +46,16 @@ def _decoded(raw: msgspec.Raw) -> object:
 
 @given(json_maps, json_maps)
 def test_maps_are_encoded(metadata: dict, llm_config: dict) -> None:
-    for fields in (
-        _create(metadata=metadata, llm_config=llm_config),
-        _update(metadata=metadata, llm_config=llm_config),
-    ):
-        assert _decoded(fields["metadata"]) == metadata
-        assert _decoded(fields["llm_config"]) == llm_config
+    created = _create(metadata=metadata, llm_config=llm_config)
+    assert _decoded(created["maps"]) == [metadata, llm_config]
+    updated = _update(metadata=metadata, llm_config=llm_config)
+    assert _decoded(updated["metadata"]) == metadata
+    assert _decoded(updated["llm_config"]) == llm_config
 
 
 def test_a_creation_has_every_field() -> None:
     fields = _create()
-    assert _decoded(fields.pop("metadata")) == _decoded(fields.pop("llm_config")) == {}
+    assert _decoded(fields.pop("maps")) == [{}, {}]
     assert fields == {"owner": None, "ttl": None}
 
 

@@ -14,6 +14,7 @@ from uuid import UUID
 import pytest
 from msgspec.structs import astuple
 from support import at, make_registry, make_writer, reader_of, session, successor_of
+from tables import maps_of
 
 from jidoka_shm import processes
 from jidoka_shm.attachment import Attachment
@@ -311,7 +312,7 @@ CHANGES: dict[str, Callable[[Registry], object]] = {
     "deadline": lambda registry: registry.update(IDS[0], ttl=500, now=at(5)),
     "end": lambda registry: registry.terminate(IDS[0], error="over", now=at(5)),
     "create": lambda registry: registry.create(
-        UUID(int=9), metadata=_NEW, llm_config=_NEW, owner=None, ttl=9, now=at(5)
+        UUID(int=9), **maps_of({"b": 2}, {"b": 2}), owner=None, ttl=9, now=at(5)
     ),
     "remove": lambda registry: registry.expire(at(100)),
 }

@@ -175,7 +175,6 @@ class TestPage:
             *("session_id", "version", "created_at", "updated_at"),
             *("pid", "payload_length", "status"),
         ]
-        assert named(found)["payload_crc"] == (layout.PAYLOAD_CRC_OFFSET, 4)
         assert named(found)["header_crc"] == (layout.SLOT_CRC_OFFSET, 4)
         assert layout.SLOT_DTYPE.itemsize == layout.SLOT_HEADER_SIZE == found[-1].offset + 4
 

@@ -1329,6 +1329,88 @@ def test_a_manager_that_cannot_start_its_thread_is_not_taken_for_a_living_writer
         assert manager.recovery.clean
 
 
+@pytest.mark.parametrize("step", ["_survey", "_repair_reach"])
+def test_an_interrupted_takeover_is_not_taken_for_a_living_writer(
+    name: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _manager(name).close()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TableWriter, step, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            _manager(name)
+    with SessionReader(name) as reader:
+        assert reader.writer_alive is False
+    with _manager(name) as manager:
+        assert manager.recovery is not None
+        assert not manager.recovery.clean
+
+
+def test_a_record_that_a_living_manager_drops_is_named(
+    manager: SessionManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost, kept = manager.create_session({"a": 1}), manager.create_session()
+    table = manager._registry.table
+    entry, word, _ = table.look_up(lost)  # type: ignore[misc]
+    table.slots.memory[table.slots.offset(word & 0xFFFFFF) + 64] ^= 1
+    manager._interrupted = True
+    manager.update_session(kept, status="active")
+    assert lost not in manager
+    assert f"1 damaged records dropped: [Dropped(entry={entry}, " in caplog.text
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+def test_versions_do_not_begin_anew_once_they_are_used_up(name: str) -> None:
+    with _manager(name) as manager:
+        sid = manager.create_session()
+        manager._own.control.change[0] = 2 * (2**40 - 1)
+    for _ in range(3):
+        with _manager(name) as heir:
+            assert heir[sid].version == 1
+            with pytest.raises(RegistryFull, match="versions of 40 bits"):
+                heir.create_session()
+    with _manager(name, fresh=True) as anew:
+        anew.create_session()
+
+
+def test_an_unlink_beside_a_close_meets_no_lock_of_its_own(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = _manager(name)
+    stopping, may_stop = threading.Event(), threading.Event()
+    stop = manager._reactor.stop
+
+    def stop_late() -> None:
+        if threading.current_thread() is closing:
+            stopping.set()
+            assert may_stop.wait(30)
+        stop()
+
+    monkeypatch.setattr(manager._reactor, "stop", stop_late)
+    closing = threading.Thread(target=manager.close)
+    closing.start()
+    assert stopping.wait(30)
+    manager.unlink()
+    may_stop.set()
+    closing.join()
+    assert objects_of(name) == set()
+
+
+def test_a_watch_after_a_close_that_was_put_off_does_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = _manager(name)
+    monkeypatch.setattr(Registry, "expire", lambda *_: manager.close())
+    manager._expire()
+    assert manager._released
+    manager._watch()
+    with pytest.raises(RegistryClosed):
+        len(manager)
+
+
 def test_a_counter_at_its_end_stops_no_change(manager: SessionManager) -> None:
     control = manager._own.control
     control._words[CONTROL_FIELDS["created"] // 8] = 2**64 - 1

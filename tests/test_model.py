@@ -33,7 +33,7 @@ from jidoka_shm.errors import (
     SessionNotFound,
     VersionConflict,
 )
-from jidoka_shm.maps import encode_map
+from jidoka_shm.maps import encode_map, encode_maps
 from jidoka_shm.registry import EXPIRED
 from jidoka_shm.session import MOVES, SessionStatus
 
@@ -79,8 +79,7 @@ class Model(RuleBasedStateMachine):
     @rule(key=ids, metadata=maps, config=maps, ttl=ttls, owner=owners)
     def create(self, key, metadata, config, ttl, owner) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001
         fields = {
-            "metadata": encode_map(metadata, "m"),
-            "llm_config": encode_map(config, "l"),
+            "maps": encode_maps(metadata, config),
             "ttl": ttl,
             "owner": owner,
         }
@@ -106,8 +105,8 @@ class Model(RuleBasedStateMachine):
         error = SessionExists if key in self.live else RecordTooLarge
         if key not in self.live and len(self.live) == CAPACITY:
             error = RegistryFull
-        fields = {"metadata": encode_map(metadata, "m"), "llm_config": encode_map(None, "l")}
-        self._fails(error, self.registry.create, key, ttl=None, owner=None, **fields)
+        maps = encode_maps(metadata, None)
+        self._fails(error, self.registry.create, key, ttl=None, owner=None, maps=maps)
 
     @rule(
         key=ids,

@@ -224,10 +224,10 @@ CASES = [
             "a cached session whose entry is empty is looked for again from home",
             "reads",
             "SessionReads.get",
-            "view.words[hit[0]] == hit[1]:\n            return hit[2]",
-            "view.words[hit[0]] == hit[1]:\n            return hit[2]\n"
-            "        if hit is not None and view.words[hit[0]] == 0:\n"
-            "            return default",
+            "if view.words[entry] == word:\n                return kept",
+            "if view.words[entry] == word:\n                return kept\n"
+            "            if view.words[entry] == 0:\n"
+            "                return default",
         ),
         ("+y +x", "-x -y +x", *CACHED),
     ),
@@ -236,8 +236,8 @@ CASES = [
             "a cached session is good only while its word is",
             "reads",
             "SessionReads.get",
-            "hit is not None and view.words[hit[0]] == hit[1]",
-            "hit is not None",
+            "view.words[entry] == word",
+            "True",
         ),
         ("+x", "x", *CACHED),
     ),

@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import os
 import pickle
-import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -47,15 +46,6 @@ def reader(manager: SessionManager) -> Iterator[SessionReader]:
     """A reader of what the manager writes."""
     with SessionReader(manager.name) as made:
         yield made
-
-
-@pytest.fixture
-def _often_switched() -> Iterator[None]:
-    """Let threads take turns as often as they can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
 
 
 def _successor(name: str, **options: Any) -> SessionManager:  # noqa: ANN401 - a manager's own

@@ -25,6 +25,7 @@ from jidoka_shm import (
     SessionNotFound,
     SessionReader,
     SessionStatus,
+    attachment,
     reads,
     seqlock,
 )
@@ -256,6 +257,26 @@ def test_a_list_is_fresh_each_time_and_equal_while_nothing_changes(
         first.clear()
         second.append(None)  # type: ignore[arg-type]
         assert len(handle.list_sessions(status)) == (0 if status == "active" else 10)
+
+
+def test_a_list_scans_once_while_nothing_changes(
+    handle: SessionReads, manager: SessionManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans: list[None] = []
+    scan = attachment.scan_sessions
+
+    def count_and_scan(*arguments: Any) -> object:  # noqa: ANN401 - a scan's own
+        scans.append(None)
+        return scan(*arguments)
+
+    monkeypatch.setattr(attachment, "scan_sessions", count_and_scan)
+    for changes in range(1, 4):
+        manager.create_session()
+        for _ in range(3):
+            handle.list_sessions()
+            handle.list_sessions("active")
+            list(handle.values())
+        assert len(scans) == changes
 
 
 def test_a_list_follows_every_change(handle: SessionReads, manager: SessionManager) -> None:

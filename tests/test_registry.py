@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import ME, at, make_registry, make_writer, successor_of
-from tables import state_of
+from tables import maps_of, state_of
 
 from jidoka_shm.control import Identity
 from jidoka_shm.errors import (
@@ -61,10 +61,11 @@ def _create(
     now: Instant = at(0),  # noqa: B008 - a value
     *,
     metadata: dict | None = None,
+    llm_config: dict | None = None,
     **fields: object,
 ) -> Session:
-    fields = {"owner": None, "ttl": None, "llm_config": _map(None)} | fields
-    return registry.create(UUID(int=key), metadata=_map(metadata), now=now, **fields)
+    fields = {"owner": None, "ttl": None} | maps_of(metadata, llm_config) | fields
+    return registry.create(UUID(int=key), now=now, **fields)
 
 
 def _come_to(registry: Registry, key: int, status: SessionStatus) -> None:
@@ -89,7 +90,7 @@ def _resumed(registry: Registry) -> Registry:
 
 
 def test_a_new_session_is_what_was_given(registry: Registry) -> None:
-    made = _create(registry, 5, at(7000), metadata={"a": 1}, llm_config=_map({"b": 2}), owner=OWNER)
+    made = _create(registry, 5, at(7000), metadata={"a": 1}, llm_config={"b": 2}, owner=OWNER)
     assert (made.session_id, made.status, made.pid) == (UUID(int=5), INITIALIZING, 5000)
     assert (made.metadata, made.llm_config) == ({"a": 1}, {"b": 2})
     assert (made.error, made.expires_at) == (None, None)
@@ -144,7 +145,7 @@ def test_an_id_is_free_again_once_its_session_is_gone(registry: Registry) -> Non
 
 
 def test_what_is_not_given_stays(registry: Registry) -> None:
-    made = _create(registry, 5, metadata={"a": 1}, llm_config=_map({"b": 2}), owner=OWNER, ttl=90)
+    made = _create(registry, 5, metadata={"a": 1}, llm_config={"b": 2}, owner=OWNER, ttl=90)
     changed = registry.update(UUID(int=5), now=at(1000))
     differing = {"updated_at", "version"}
     before, after = made.to_dict(), changed.to_dict()
@@ -172,8 +173,8 @@ def test_an_update_has_the_next_version(registry: Registry) -> None:
 
 @pytest.mark.parametrize("name", ["metadata", "llm_config"])
 def test_a_map_replaces_the_whole_map(registry: Registry, name: str) -> None:
-    both = _map({"a": 1, "b": 2})
-    registry.create(UUID(int=5), metadata=both, llm_config=both, owner=None, ttl=None, now=at(0))
+    both = {"a": 1, "b": 2}
+    _create(registry, 5, metadata=both, llm_config=both)
     changed = registry.update(UUID(int=5), **{name: _map({"c": 3})}, now=at(0))
     other = {"metadata": "llm_config", "llm_config": "metadata"}[name]
     assert getattr(changed, name) == {"c": 3}
@@ -182,7 +183,7 @@ def test_a_map_replaces_the_whole_map(registry: Registry, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["metadata", "llm_config"])
 def test_none_clears_a_map(registry: Registry, name: str) -> None:
-    _create(registry, 5, metadata={"a": 1}, llm_config=_map({"a": 1}))
+    _create(registry, 5, metadata={"a": 1}, llm_config={"a": 1})
     assert getattr(registry.update(UUID(int=5), **{name: _map(None)}, now=at(0)), name) == {}
 
 
@@ -786,7 +787,7 @@ def test_a_hundred_thousand_sessions_through_64_slots_leave_nothing_behind() -> 
     """P3: neither slots nor deadlines of sessions that ended pile up."""
     writer = make_writer(64, 192)
     registry = make_registry(writer, cleanup_delay=1000)
-    maps = {"metadata": encode_map(None, "m"), "llm_config": encode_map(None, "l")}
+    maps = maps_of()
     for n in range(100_000):
         moment = at(100 * n)
         registry.create(UUID(int=n), owner=None, ttl=None, now=moment, **maps)

@@ -12,10 +12,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from support import INSTANCE
-from tables import json_maps
+from tables import PAYLOAD_CRC_OFFSET, json_maps
 
 from jidoka_shm.layout import (
-    PAYLOAD_CRC_OFFSET,
     SLOT_CRC_OFFSET,
     SLOT_DTYPE,
     SLOT_HEADER_SIZE,

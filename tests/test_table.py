@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from support import make_writer, reader_of, session
-from tables import add, both_ways
+from tables import PAYLOAD_CRC_OFFSET, add, both_ways
 
 from jidoka_shm import seqlock, table
 from jidoka_shm.errors import CorruptRegistry, ReadContended
@@ -22,7 +22,6 @@ from jidoka_shm.layout import (
     EMPTY,
     MAX_DISTANCE,
     MOVED,
-    PAYLOAD_CRC_OFFSET,
     SLOT_CRC_OFFSET,
     SLOT_MASK,
     index_word,

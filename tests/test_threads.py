@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -15,9 +14,11 @@ from support import wait_until
 from jidoka_shm import RegistryClosed, SessionManager, SessionNotFound, SessionReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from jidoka_shm.reads import SessionReads
+
+pytestmark = pytest.mark.usefixtures("_often_switched")
 
 #: The sessions of every instance. Each says of which instance it is, in its maps and as its pid.
 IDS = [UUID(int=at) for at in range(1, 9)]
@@ -35,15 +36,6 @@ SCANS: dict[str, Callable[[SessionReads], list[int]]] = {
     "items": lambda handle: [each.pid or 0 for _, each in handle.items()],
     "snapshot": lambda handle: handle.snapshot()["pid"].tolist(),
 }
-
-
-@pytest.fixture(autouse=True)
-def _often_switched() -> Iterator[None]:
-    """Let threads take turns as often as they can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
 
 
 def _fill(manager: SessionManager, number: int) -> None:

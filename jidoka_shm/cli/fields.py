@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import UUID
 
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
 #: Fields of the control that are no word.
 _WIDTHS: Final = {"instance": 16, "socket_path": SOCKET_PATH_SIZE}
-
-#: Bytes of what struct packs under each code of the table header.
-_CODE_WIDTHS: Final = {"I": 4, "Q": 8, "16s": 16}
 
 
 def layout(name: str) -> Json:
@@ -71,7 +69,7 @@ def _header(memory: Memory) -> Json:
     fields: Json = {}
     values = TABLE_HEADER.unpack(bytes(memory[:TABLE_HEADER_SIZE]))
     for (name, (offset, code)), value in zip(TABLE_FIELDS.items(), values, strict=True):
-        width = _CODE_WIDTHS[code]
+        width = struct.calcsize(code)
         fields[name] = {"offset": offset, "width": width, "value": _value(name, value)}
     return fields
 
