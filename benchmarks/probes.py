@@ -55,7 +55,7 @@ class Churn:
     def loads(self) -> tuple[float, float]:
         """Return the mean number of words that a miss and a hit load."""
         size = len(self.table.reach)
-        miss = 1 + float(np.frombuffer(self.table.reach, np.uint8).mean())
+        miss = float(np.frombuffer(self.table.reach, np.uint8).mean())
         hit = 0
         for key in self.ids:
             found = self.table.look_up(key)

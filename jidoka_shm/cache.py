@@ -38,9 +38,10 @@ class Cache:
 
     def keep(self, session_id: UUID, found: Found) -> None:
         """Remember a session."""
-        if len(self.kept) >= self.size and session_id.int not in self.kept:
+        kept = self.kept
+        kept[session_id.int] = found
+        if len(kept) > self.size:
             self._forget()
-        self.kept[session_id.int] = found
 
     def _forget(self) -> None:
         """Forget the older half."""
@@ -48,5 +49,5 @@ class Cache:
         # deleted before. Another thread may forget the same ones, or may have kept one more than
         # there was room for: counted from the end, or such ones would stay and add up.
         keys = list(self.kept)
-        for key in keys[: max(len(keys) - self.size // 2, 0)]:
+        for key in keys[: max(len(keys) - self.size // 2 - 1, 0)]:
             self.kept.pop(key, None)

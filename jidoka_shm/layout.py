@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     #: What a registry may live in.
     Memory = mmap | bytearray
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
 #: ``b"JIDOKA-C"`` and ``b"JIDOKA-T"``, read as a word; stored last, so a half-made object has none.
 CONTROL_MAGIC: Final = int.from_bytes(b"JIDOKA-C", "little")
@@ -171,8 +171,13 @@ STATUS_CODES: Final = ("", "initializing", "active", "idle", "terminating", "ter
 
 # ---------------------------------------------------------------------------- geometry
 
-#: The farthest that a session may lie from its home entry; one byte of reach holds it.
+#: The farthest that a session may lie from its home entry: a reach, which counts the entries from
+#: the home to its farthest session, both included, is one byte.
 MAX_DISTANCE: Final = 254
+
+#: What the reach of each home becomes when its table is given up: anything but 0, which would be
+#: a miss without a look at the words that say so.
+GIVEN_UP_REACH: Final = 255
 
 #: Slots beyond the capacity. One is what an update in a full table needs (a record is never
 #: overwritten in place); with the others a slot that was just freed rests for as many commits

@@ -130,7 +130,7 @@ class Ownership:
         if header is None or header[:2] != (self.control.instance, generation):
             reason = f"table {generation} of {self.name!r} belongs to another registry"
             raise CorruptRegistry(reason)
-        ended = seqlock.is_ended(self.control.change, _index(memory, header.geometry))
+        ended = seqlock.is_ended(self.control.change, _index(memory, header.geometry)[0])
         return None if ended else (memory, header)
 
     def _map_table(self, generation: int) -> Memory | None:
@@ -181,7 +181,7 @@ class Ownership:
             _log.warning("%s is left alone: %s", table_name(self.name, generation), str(error))
             return
         if memory is not None and header is not None:
-            seqlock.overwrite(_index(memory, header.geometry), word)
+            seqlock.give_up(*_index(memory, header.geometry), word)
         segment.unlink(table_name(self.name, generation))
 
     # ------------------------------------------------------------------ the end
@@ -209,7 +209,7 @@ class Ownership:
         The names may be another registry's by now; only a table that is this one's loses its own.
         """
         seqlock.end(self.control.change)
-        seqlock.overwrite(table.index.words, CLOSED)
+        seqlock.give_up(table.index.words, table.reach, CLOSED)
         if self._table is not None and self._table.is_named():
             segment.unlink(table_name(self.name, self.control.generation))
         if self.is_named():
@@ -225,8 +225,11 @@ def _map_control(descriptor: int) -> Memory:
     return segment.map_writable(descriptor, CONTROL_SIZE)
 
 
-def _index(memory: Memory, geometry: Geometry) -> seqlock.Words:
-    return memoryview(memory)[geometry.index_offset : geometry.reach_offset].cast("Q")
+def _index(memory: Memory, geometry: Geometry) -> tuple[seqlock.Words, memoryview[int]]:
+    """Return a table's index words and its reach bytes."""
+    view = memoryview(memory)
+    begin, end = geometry.reach_offset, geometry.reach_offset + geometry.index_size
+    return view[geometry.index_offset : begin].cast("Q"), view[begin:end]
 
 
 def claim(  # noqa: PLR0913 - a manager's own options

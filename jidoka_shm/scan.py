@@ -1,9 +1,9 @@
 """Scans: all sessions of a table, as an atomic snapshot where no commit came between.
 
-A scan copies the index, then what its words name. If the change word did not move meanwhile,
-that is one state of the registry. If it did, a second copy of the index tells which entries
-changed, and only these are read again, each by its own word: then every session is whole and
-current, and each that lived throughout is there once. Nobody waits for a quiet moment.
+A scan copies the words that are there, then what they name. If the change word did not move
+meanwhile, that is one state of the registry. If it did, a second copy of the words tells which
+entries changed, and only these are read again, each by its own word: then every session is whole
+and current, and each that lived throughout is there once. Nobody waits for a quiet moment.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import seqlock
-from .layout import SLOT_DTYPE
+from .layout import EMPTY, SLOT_DTYPE
 from .slots import DAMAGED
 
 if TYPE_CHECKING:
@@ -45,15 +45,15 @@ def scan_sessions(
         CorruptRegistry: where a slot cannot be.
     """
     before = seqlock.begin_scan(table.change)
-    index = table.copy_index()
-    entries = np.flatnonzero(index != 0)
-    placed = dict(zip(entries.tolist(), index[entries].tolist(), strict=True))
-    new = [at for at, word in placed.items() if word not in known]
-    copies = dict(zip(new, table.copy_many(index[new]), strict=True))
+    entries, words = table.occupied()
+    placed = dict(zip(entries.tolist(), words.tolist(), strict=True))
+    new = {at: word for at, word in placed.items() if word not in known}
+    copied = table.copy_many(np.fromiter(new.values(), np.uint64, len(new)))
+    copies = dict(zip(new, copied, strict=True))
     atomic = seqlock.end_scan(table.change, before)
     doubtful = [at for at, copy in copies.items() if copy is DAMAGED]
     if not atomic:
-        doubtful += _changed(table, index).tolist()
+        doubtful += _changed(table, entries, words).tolist()
     for at in doubtful:
         placed.pop(at, None)
         copies.pop(at, None)
@@ -71,16 +71,14 @@ def scan_sessions(
 def scan_headers(table: SessionTable) -> tuple[int | None, NDArray[Any]]:
     """Return the slot headers of all sessions, a row each; otherwise as ``scan_sessions``."""
     before = seqlock.begin_scan(table.change)
-    index = table.copy_index()
-    entries = np.flatnonzero(index != 0)
-    words = index[entries]
+    entries, words = table.occupied()
     rows = table.slots.copy_headers(words)
     atomic = seqlock.end_scan(table.change, before)
     doubtful = entries if table.verify else entries[~table.slots.has(words)]
     if atomic and not len(doubtful):
         return before, rows
     if not atomic:
-        doubtful = np.union1d(doubtful, _changed(table, index))
+        doubtful = np.union1d(doubtful, _changed(table, entries, words))
     again = []
     for at in doubtful.tolist():
         _, copy = table.read(at, table.copy_row)
@@ -95,14 +93,21 @@ def scan_headers(table: SessionTable) -> tuple[int | None, NDArray[Any]]:
 def count_sessions(table: SessionTable) -> int:
     """Return how many sessions a table has, as of one moment where no commit came between."""
     before = seqlock.begin_scan(table.change)
-    count = int(np.count_nonzero(table.copy_index()))
+    count = len(table.occupied()[0])
     # One that was removed and created again meanwhile may have been at both its entries.
     return count if seqlock.end_scan(table.change, before) else len(scan_headers(table)[1])
 
 
-def _changed(table: SessionTable, index: NDArray[np.uint64]) -> NDArray[np.intp]:
+def _changed(
+    table: SessionTable, entries: NDArray[np.intp], words: NDArray[np.uint64]
+) -> NDArray[np.intp]:
     """Return the entries on which a second copy of the index does not agree."""
-    return np.flatnonzero(index != table.copy_index())
+    first, second = np.zeros((2, table.geometry.entries), np.uint64)
+    first[entries] = words
+    later, second_words = table.occupied()
+    second[later] = second_words
+    # And what was empty at one of two loads within either copy, so that both may call it so.
+    return np.union1d(np.flatnonzero(first != second), entries[words == EMPTY])
 
 
 def _newest(sessions: dict[int, Session]) -> dict[int, Session]:

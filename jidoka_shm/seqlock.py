@@ -35,7 +35,7 @@ import threading
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from .errors import ReadContended
-from .layout import CLOSED, EMPTY, MAX_DISTANCE, SLOT_HEADER_SIZE, SLOT_MASK
+from .layout import CLOSED, EMPTY, GIVEN_UP_REACH, SLOT_HEADER_SIZE, SLOT_MASK
 from .session import STATUS_OF_CODE, Session, SessionStatus
 
 if TYPE_CHECKING:
@@ -157,53 +157,50 @@ def quick_look_up(  # noqa: C901 - the function inside is one frame, as said
     begin, slot_size, limit = slots.begin, slots.slot_size, slots.limit
     statuses = STATUS_OF_CODE
 
-    def look_up(session_id: UUID) -> Found | tuple[()] | None:  # noqa: C901, PLR0911 - as said
+    def look_up(session_id: UUID) -> Found | tuple[()] | None:  # noqa: PLR0911 - as said
         key = session_id.int
-        entry = home = last = key % size
-        word = words[entry]
-        if word == EMPTY:
-            # As below, for most of the ids that are not there, in half its time.
-            farthest = reach[entry]
-            if farthest == 0:
-                return ()
-        while True:
+        entry = key % size
+        end = reach[entry]
+        if end == 0:
+            return ()
+        end += entry
+        while entry < end:
+            word = words[entry]
             if word > CLOSED:
                 start = begin + (word & SLOT_MASK) * slot_size
                 try:
                     found, version, created, updated, pid, length, code = unpack(start)
-                except struct.error:
-                    return None
-                start += SLOT_HEADER_SIZE
-                payload = memory[start : start + (length if length <= limit else 0)]
-                # The load that makes it a conclusion, as in ``read``.
-                again = words[entry]
-                if again != word:
-                    index.retries += 1
+                    status = statuses[code]
+                except (struct.error, KeyError):
                     return None
                 if found == key.to_bytes(16):
-                    if code not in statuses or length > limit:
+                    if length > limit:
                         return None
-                    status, owner = statuses[code], pid or None
-                    return (
-                        entry,
-                        word,
-                        Session(session_id, version, status, owner, created, updated, payload),
-                    )
+                    start += SLOT_HEADER_SIZE
+                    payload = memory[start : start + length]
+                    # The load that makes it a conclusion, as in ``read``.
+                    if words[entry] == word:
+                        owner = pid or None
+                        return (
+                            entry,
+                            word,
+                            Session(session_id, version, status, owner, created, updated, payload),
+                        )
+                    index.retries += 1
+                    return None
+                # As above: which id the slot holds is a conclusion, too.
+                if words[entry] != word:
+                    index.retries += 1
+                    return None
             elif word != EMPTY:
                 return None
-            if entry == home:
-                last += reach[home]
-                if last > home + MAX_DISTANCE:
-                    return None
-            if entry == last:
-                return ()
             entry += 1
-            word = words[entry]
+        return ()
 
     return look_up
 
 
-def quick_glance(  # noqa: C901 - as above
+def quick_glance(
     index: SequenceWords, reach: memoryview[int], slots: Slots
 ) -> Callable[[UUID], Glance | tuple[()] | None]:
     """Return a function as ``quick_look_up`` does, which finds status and owner pid alone.
@@ -216,7 +213,8 @@ def quick_glance(  # noqa: C901 - as above
 
     def glance(session_id: UUID) -> Glance | tuple[()] | None:
         key = session_id.int
-        entry = home = last = key % size
+        entry = key % size
+        end = 0
         while True:
             word = words[entry]
             if word > CLOSED:
@@ -225,21 +223,18 @@ def quick_glance(  # noqa: C901 - as above
                     status = statuses[code]
                 except (struct.error, KeyError):
                     return None
-                again = words[entry]
-                if again != word:
+                if words[entry] != word:
                     index.retries += 1
                     return None
                 if found == key.to_bytes(16):
                     return status, pid
             elif word != EMPTY:
                 return None
-            if entry == home:
-                last += reach[home]
-                if last > home + MAX_DISTANCE:
-                    return None
-            if entry == last:
-                return ()
+            # After the home's word, where most of what is looked for is found.
+            end = end or entry + reach[entry]
             entry += 1
+            if entry >= end:
+                return ()
 
     return glance
 
@@ -334,7 +329,11 @@ def end_scan(change: Words, before: int) -> bool:
     return before == after and before % 2 == 0
 
 
-def overwrite(words: Words, word: int) -> None:
-    """Store ``word`` (``MOVED`` or ``CLOSED``) in every entry, so that every reader meets it."""
+def give_up(words: Words, reach: memoryview[int], word: int) -> None:
+    """Store ``word`` (``MOVED`` or ``CLOSED``) in every entry, so that every reader meets it.
+
+    A look-up looks at no word where the reach is 0, so no reach is left so.
+    """
     for entry in range(len(words)):
         words[entry] = word
+    reach[:] = bytes([GIVEN_UP_REACH]) * len(reach)

@@ -10,7 +10,6 @@ import functools
 import struct
 import zlib
 from typing import TYPE_CHECKING, Any, Final, cast
-from uuid import UUID
 
 import numpy as np
 
@@ -31,8 +30,9 @@ from .layout import (
 from .session import CODE_OF_STATUS, STATUS_OF_CODE, Session, decode_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
     from mmap import mmap
+    from uuid import UUID
 
     from numpy.typing import NDArray
 
@@ -47,6 +47,10 @@ Copy = tuple[Head, bytes]
 #: A slot whose content cannot be: its number or length, or a crc that was asked for, is wrong.
 DAMAGED: Final[Copy] = ((b"", 0, 0, 0, 0, 0, 0), b"")
 
+
+#: Records that ``inspect`` copies at a time, and the id that stands for one that it could not copy.
+_PART: Final = 4096
+_NO_ID: Final = bytes(16)
 
 _head: Final = cast("Callable[[bytes], Head]", SLOT_HEAD.unpack_from)
 
@@ -192,20 +196,27 @@ class Slots:
 
     # ------------------------------------------------------------------ soundness
 
-    def inspect(self, word: int) -> Session | str:
-        """Return the session that a word's slot holds, or what is wrong with it.
+    def inspect(self, words: list[int]) -> Iterator[Session | str]:
+        """Yield for each word the session that its slot holds, or what is wrong with it.
 
         Only for memory at rest: while a writer writes, what is wrong may be the copy.
         """
-        copy = self.copy_whole_verified(word)
-        if copy is DAMAGED:
-            return "its slot does not fit its crcs or its version"
-        try:
-            session = make_session(UUID(bytes=copy[0][0]), copy)
-            session.payload()
-        except (KeyError, CorruptRegistry) as error:
-            return f"its slot holds no session ({error})"
-        return session
+        # In parts, since copies of a million records would not fit a small machine.
+        for begin in range(0, len(words), _PART):
+            copies = [self.copy_whole_verified(word) for word in words[begin : begin + _PART]]
+            ids = decode_ids(b"".join([copy[0][0] or _NO_ID for copy in copies]))
+            yield from map(_inspected, ids, copies)
+
+
+def _inspected(session_id: UUID, copy: Copy) -> Session | str:
+    if copy is DAMAGED:
+        return "its slot does not fit its crcs or its version"
+    try:
+        session = make_session(session_id, copy)
+        session.payload()
+    except (KeyError, CorruptRegistry) as error:
+        return f"its slot holds no session ({error})"
+    return session
 
 
 def make_session(session_id: UUID, copy: Copy) -> Session:

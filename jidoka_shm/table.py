@@ -1,7 +1,7 @@
 """``SessionTable``: one table over any buffer, to be read. Probe, look up, check.
 
-A look-up starts at the id's home entry and goes no farther than the home's reach, the distance of
-its farthest session; so a removal just empties its entry, and nothing ever moves. Whatever is
+A look-up starts at the id's home entry and looks at as many entries as the home's reach says, up
+to its farthest session; so a removal just empties its entry, and nothing ever moves. Whatever is
 read from the memory is checked against the geometry before it is used: damage ends in
 ``CorruptRegistry`` or an honest miss, never in a read outside a slot or a loop without end.
 """
@@ -96,9 +96,12 @@ class SessionTable:
             CorruptRegistry: where its slot cannot be.
         """
         key = session_id.int
-        entry = home = last = key % self._index_size
+        entry = key % self._index_size
+        # Within each look-up, and never remembered: an insert raises it first, so a session that
+        # is there throughout is within what is loaded here.
+        end = entry + self.reach[entry]
         read = self.index.read
-        while True:
+        while entry < end:
             word, found = read(entry, copy)
             if found is not None:
                 if found is DAMAGED:
@@ -107,17 +110,8 @@ class SessionTable:
                     return entry, word, found
             if word in {MOVED, CLOSED}:
                 raise TableGone
-            if entry == home:
-                # Within each look-up, and never remembered: an insert raises it first, so a
-                # session that was there throughout is within what is loaded here.
-                reach = self.reach[home]
-                last += reach
-                if reach > MAX_DISTANCE:
-                    reason = f"the reach of {home} is {reach}, above {MAX_DISTANCE}"
-                    raise CorruptRegistry(reason)
-            if entry >= last:
-                return None
             entry += 1
+        return None
 
     def look_up(self, session_id: UUID) -> Found | None:
         """Return entry and word of a session, and the session; None if it is not there.
@@ -173,20 +167,22 @@ class SessionTable:
 
     # ------------------------------------------------------------------ all sessions
 
-    def copy_index(self) -> NDArray[np.uint64]:
-        """Return a private copy of all index words.
+    def occupied(self) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
+        """Return the entries that name a slot, and a copy of their words.
 
-        A word in it may be torn while a writer writes: it counts where the change word did not
-        move meanwhile, or where a second copy agrees.
+        A word may be torn while a writer writes, or empty by then: it counts where the change
+        word did not move meanwhile, or where a second copy agrees.
 
         Raises:
             TableGone: where the table is no longer the registry's.
         """
-        words: NDArray[np.uint64] = self._words.copy()
+        # Compared first, since numpy looks for what is true in a third of the time.
+        entries = np.flatnonzero(self._words != EMPTY)
+        words: NDArray[np.uint64] = self._words[entries]
         # MOVED and CLOSED alone: of unsigned words, one less than EMPTY is the largest.
         if (words - 1 < CLOSED).any():
             raise TableGone
-        return words
+        return entries, words
 
     def read(self, entry: int, copy: Callable[[int], T]) -> tuple[int, T | None]:
         """Return one entry's word and the validated copy of its slot; None where it is empty.
@@ -220,13 +216,14 @@ class SessionTable:
         slots: dict[int, int] = {}
         ids: dict[UUID, int] = {}
         reach: dict[int, int] = {}
-        for entry in np.flatnonzero(self._words.copy()).tolist():
-            word = self.index.words[entry]
-            if word <= CLOSED:
-                yield f"entry {entry} is {word}: the table was given up"
-                continue
+        index = self._words.copy()
+        entries = np.flatnonzero(index)
+        placed = dict(zip(entries.tolist(), index[entries].tolist(), strict=True))
+        for entry in [entry for entry, word in placed.items() if word <= CLOSED]:
+            yield f"entry {entry} is {placed.pop(entry)}: the table was given up"
+        found = self.slots.inspect(list(placed.values()))
+        for (entry, word), session in zip(placed.items(), found, strict=True):
             slot = word & SLOT_MASK
-            session = self.slots.inspect(word)
             if isinstance(session, str):
                 yield f"{_place(entry, word)}: {session}"
                 continue
@@ -240,7 +237,7 @@ class SessionTable:
             home = session.session_id.int % self._index_size
             if not 0 <= entry - home <= MAX_DISTANCE:
                 yield f"{_place(entry, word)}: its id's home is {home}"
-            reach[home] = max(reach.get(home, 0), entry - home)
+            reach[home] = max(reach.get(home, 0), entry - home + 1)
         for home in {*reach, *np.flatnonzero(np.frombuffer(bytes(self.reach), np.uint8)).tolist()}:
             if self._is_reach_wrong(self.reach[home], reach.get(home, 0)):
                 yield f"reach of {home} is {self.reach[home]}, not {reach.get(home, 0)}"
@@ -248,7 +245,7 @@ class SessionTable:
     def _is_reach_wrong(self, found: int, needed: int) -> bool:
         # One too high is what a writer leaves that is killed before a commit that raised it, or
         # after one that was to lower it. It costs a look at an entry, and hides nothing.
-        return not needed <= found <= MAX_DISTANCE
+        return found < needed
 
 
 def _place(entry: int, word: int) -> str:

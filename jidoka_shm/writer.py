@@ -103,7 +103,7 @@ class TableWriter(SessionTable):
         packed = self._pack(session)
         # Raised before the word that needs it, or a look-up would stop short of a session that
         # is there.
-        self.reach[home] = max(self.reach[home], entry - home)
+        self.reach[home] = max(self.reach[home], entry - home + 1)
         self._commit(entry, session.version, packed)
 
     def replace(self, entry: int, session: Session) -> None:
@@ -153,14 +153,15 @@ class TableWriter(SessionTable):
 
     def _lower_reach(self, home: int, distance: int) -> None:
         """Set a home's reach anew after the session at ``distance`` from it is gone."""
-        if self.reach[home] > distance:
+        reach = distance + 1
+        if self.reach[home] > reach:
             return
         words = self.index.words
-        while distance and not (
-            words[home + distance] and self._home_of(words[home + distance]) == home
+        while reach and not (
+            words[home + reach - 1] and self._home_of(words[home + reach - 1]) == home
         ):
-            distance -= 1
-        self.reach[home] = distance
+            reach -= 1
+        self.reach[home] = reach
 
     def revoke(self, gone: Any) -> None:  # noqa: ANN401 - stands where many things did
         """Make each later step of a change that is under way use ``gone``, which raises.
@@ -198,12 +199,12 @@ class TableWriter(SessionTable):
         else:
             seqlock.hold(self.change, version)
         self.control.publish_writer(identity)
-        homes, taken, unsound, newest = self._survey(visit)
+        taken, reach, unsound, newest = self._survey(visit)
         # Damage to the change word shows in a record that is newer, or in a word that no commit
         # can have left; how many versions came after the newest record is not known then.
         version = newest + LEAP if beyond else max(version, newest + 1)
-        self._repair_reach(homes)
-        self._free = deque(slot for slot in range(self.slots.count) if slot not in taken)
+        self._repair_reach(reach)
+        self._free = deque(np.flatnonzero(np.frombuffer(taken, np.uint8) == 0).tolist())
         seqlock.settle(self.change, version)
         for dropped in unsound:
             # A commit like any other, so that no reader keeps a list that still holds it.
@@ -213,41 +214,38 @@ class TableWriter(SessionTable):
 
     def _survey(
         self, visit: Callable[[Session], None]
-    ) -> tuple[dict[int, int], set[int], list[Dropped], int]:
-        """Return the homes of sound entries, their slots, the other entries, the newest version."""
-        homes: dict[int, int] = {}
-        slots: set[int] = set()
+    ) -> tuple[bytearray, bytearray, list[Dropped], int]:
+        """Return which slots are taken, each home's reach, what is unsound, the newest version."""
+        taken, reach = bytearray(self.slots.count), bytearray(self._index_size)
         unsound: list[Dropped] = []
-        newest = 0
         ids: set[int] = set()
-        words = self.index.words
+        newest = 0
+        index = self._words.copy()
+        entries = np.flatnonzero(index)
         # The newest first, so that of two records of one id the older one is dropped.
-        entries = np.flatnonzero(self._words)
-        for entry in entries[np.argsort(~self._words[entries], kind="stable")].tolist():
-            word = words[entry]
-            session = self.slots.inspect(word)
+        entries = entries[np.argsort(~index[entries], kind="stable")]
+        words = index[entries].tolist()
+        found = self.slots.inspect(words)
+        for entry, word, session in zip(entries.tolist(), words, found, strict=True):
             if isinstance(session, str):
                 unsound.append(Dropped(entry, session))
                 continue
             key = session.session_id.int
             home = key % self._index_size
-            if word & SLOT_MASK in slots or key in ids:
+            if taken[word & SLOT_MASK] or key in ids:
                 unsound.append(Dropped(entry, f"it doubles session {session.session_id}"))
             elif not 0 <= entry - home <= MAX_DISTANCE:
                 unsound.append(Dropped(entry, f"it lies too far from its home {home}"))
             else:
-                slots.add(word & SLOT_MASK)
+                taken[word & SLOT_MASK] = 1
                 ids.add(key)
-                homes[entry] = home
+                reach[home] = max(reach[home], entry - home + 1)
                 newest = max(newest, session.version)
                 visit(session)
-        return homes, slots, unsound, newest
+        return taken, reach, unsound, newest
 
-    def _repair_reach(self, homes: dict[int, int]) -> None:
+    def _repair_reach(self, needed: bytearray) -> None:
         """Store each reach that is not what the sound entries need, once."""
-        needed = bytearray(len(self.reach))
-        for entry, home in homes.items():
-            needed[home] = max(needed[home], entry - home)
         # Never zeroed first: a look-up that runs meanwhile would stop short of a live session.
         for home in np.flatnonzero(np.frombuffer(self.reach, np.uint8) != needed).tolist():
             self.reach[home] = needed[home]

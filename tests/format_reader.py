@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from uuid import UUID
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONTROL_MAGIC = int.from_bytes(b"JIDOKA-C", "little")
 TABLE_MAGIC = int.from_bytes(b"JIDOKA-T", "little")
 
@@ -192,11 +192,8 @@ class _Table:
         return int.from_bytes(key, "big") % self.index_size
 
     def reach(self, home: int) -> int:
-        """Load how far the farthest session of a home lies from it."""
-        distance = self.memory[self.reach_offset + home]
-        if distance > MAX_DISTANCE:
-            raise DamagedError
-        return distance
+        """Load how many entries there are from a home to its farthest session, both included."""
+        return self.memory[self.reach_offset + home]
 
     def read(self, entry: int) -> tuple[bytes, bytes] | None:
         """Return a private copy of header and payload; None where the entry is empty."""
@@ -307,14 +304,11 @@ class Reader:
 
     def _look_up(self, key: bytes) -> Record | None:
         table = self._table
-        entry = last = home = table.home(key)
-        while entry <= last:
+        home = table.home(key)
+        for entry in range(home, home + table.reach(home)):
             copy = table.read(entry)
             if copy is not None and copy[0][:16] == key:
                 return decode_slot(*copy)
-            if entry == home:
-                last += table.reach(home)
-            entry += 1
         return None
 
     def _list(self) -> list[Record]:

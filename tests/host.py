@@ -219,14 +219,14 @@ def list_own_names_alone(patch: pytest.MonkeyPatch, name: str) -> None:
     )
 
 
-def overwrite_in_few_lines(patch: pytest.MonkeyPatch) -> None:
-    """Have a whole index overwritten with stops at its ends only, not at each entry."""
-    overwrite = seqlock.overwrite
+def give_up_in_few_lines(patch: pytest.MonkeyPatch) -> None:
+    """Have a whole table given up with stops at the index's ends only, not at each entry."""
+    give_up = seqlock.give_up
 
-    def stop_only_at_the_ends(words: memoryview, word: int) -> None:
-        overwrite(words[:2], word)
+    def stop_only_at_the_ends(words: memoryview, reach: memoryview, word: int) -> None:
+        give_up(words[:2], reach[:0], word)
         for entry in range(2, len(words) - 2):
             words[entry] = word
-        overwrite(words[-2:], word)
+        give_up(words[-2:], reach, word)
 
-    patch.setattr(seqlock, "overwrite", stop_only_at_the_ends)
+    patch.setattr(seqlock, "give_up", stop_only_at_the_ends)

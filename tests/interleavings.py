@@ -161,18 +161,25 @@ class Destruction(Scenario):
     """A writer that destroys the registry, as ``Ownership.destroy`` does."""
 
     def record(self, script: str) -> list[State]:
-        words = self.writer.index.words
         own = SimpleNamespace(
             name="interleaved",
             control=self.writer.control,
             is_named=lambda: True,
-            _discard_tables=lambda: seqlock.overwrite(words, CLOSED),
+            _discard_tables=self._give_up,
         )
         unlink, segment.unlink = segment.unlink, lambda name: None
         try:
             return record(self.writer, lambda: ownership.Ownership.destroy(own))
         finally:
             segment.unlink = unlink
+
+    def _give_up(self) -> None:
+        """Give the table up, with a stop at each of the entries around the sessions only."""
+        words, reach = self.writer.index.words, self.writer.reach
+        seqlock.give_up(words[:5], reach[:0], CLOSED)
+        for entry in range(5, len(words) - 1):
+            words[entry] = CLOSED
+        seqlock.give_up(words[-1:], reach, CLOSED)
 
 
 def memory_of(writer: TableWriter) -> State:

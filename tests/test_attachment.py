@@ -22,7 +22,14 @@ from jidoka_shm.errors import (
     SessionNotFound,
 )
 from jidoka_shm.header import TableHeader
-from jidoka_shm.layout import CONTROL_FIELDS, CONTROL_MAGIC, CONTROL_SIZE, TABLE_FIELDS, Geometry
+from jidoka_shm.layout import (
+    CONTROL_FIELDS,
+    CONTROL_MAGIC,
+    CONTROL_SIZE,
+    FORMAT_VERSION,
+    TABLE_FIELDS,
+    Geometry,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -194,7 +201,11 @@ def test_another_format_is_named(name: str) -> None:
     _put(path_of(name), CONTROL_FIELDS["format"], (99).to_bytes(8, "little"))
     with pytest.raises(FormatMismatch) as caught:
         attach(name, PATIENT)
-    assert (caught.value.name, caught.value.found, caught.value.supported) == (name, 99, 1)
+    assert (caught.value.name, caught.value.found, caught.value.supported) == (
+        name,
+        99,
+        FORMAT_VERSION,
+    )
 
 
 def test_what_is_no_control_is_another_format(name: str) -> None:

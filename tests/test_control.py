@@ -96,7 +96,7 @@ def test_our_own_format_is_taken(control: ControlWriter) -> None:
     _reader(control).check_format("agents")
 
 
-@pytest.mark.parametrize("version", [0, FORMAT_VERSION + 1, 2**64 - 1])
+@pytest.mark.parametrize("version", [0, FORMAT_VERSION - 1, FORMAT_VERSION + 1, 2**64 - 1])
 def test_another_format_version_is_named(control: ControlWriter, version: int) -> None:
     _set(control, "format", version)
     with pytest.raises(FormatMismatch) as caught:

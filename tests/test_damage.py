@@ -26,7 +26,7 @@ from jidoka_shm.errors import (
     RegistryFull,
     SessionNotFound,
 )
-from jidoka_shm.layout import CONTROL_FIELDS, MAX_DISTANCE, SLOT_HEADER_SIZE, SLOT_MASK
+from jidoka_shm.layout import CONTROL_FIELDS, SLOT_HEADER_SIZE, SLOT_MASK
 from jidoka_shm.maps import encode_map
 from jidoka_shm.reads import SessionReads
 from jidoka_shm.registry import Registry
@@ -264,7 +264,7 @@ def test_any_byte_changed_leaves_right_answers_misses_and_typed_errors(part: str
                 wrong = place in damaged.live or 64 <= place < begin + HOMES
                 if begin <= place < begin + HOMES:
                     # A reach that is too high is what a killed writer leaves, too.
-                    wrong = not old <= value <= MAX_DISTANCE
+                    wrong = value < old
                 assert bool(checked.check()) == wrong
             _assert_looked_up(damaged, place, warm, verified=True)
             _assert_taken_over(damaged, place)
@@ -276,6 +276,33 @@ def test_any_byte_changed_leaves_right_answers_misses_and_typed_errors(part: str
         # What was kept while it was damaged is not given once it is not.
         assert [_raw(warm.get(sid)) for sid in IDS] == [_raw(damaged.sessions[sid]) for sid in IDS]
     assert damaged.writer.check() == []
+
+
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize(("home", "needed"), [(5, 3), (7, 0), (HOMES - 1, 1)])
+def test_any_reach_leads_to_the_sessions_within_it_and_to_nothing_else(
+    home: int, needed: int, *, verify: bool
+) -> None:
+    """D3: one too high is no damage, from the last home too; one too low hides, and is found."""
+    damaged = Damaged()
+    assert damaged.writer.reach[home] == needed
+    reads = Reads(reader_of(damaged.writer, verify=verify), damaged.writer.control)
+    sessions = {sid: _raw(original) for sid, original in damaged.sessions.items()}
+    distances = {sid: damaged.writer.look_up(sid)[0] - home for sid in IDS}  # type: ignore[index]
+    for reach in range(256):
+        damaged.writer.reach[home] = reach
+        for sid, original in damaged.sessions.items():
+            hidden = sid.int % HOMES == home and distances[sid] >= reach
+            assert _raw(reads.get(sid)) == (None if hidden else sessions[sid]), (sid, reach)
+            # The home's own word is loaded before the reach where the status alone is asked for.
+            missed = hidden and (distances[sid] > 0 or reads._view.table.verify)
+            status = _tried(reads.get_session_status, sid)
+            assert isinstance(status, SessionNotFound) if missed else status is original.status
+        assert [reads.get(sid) for sid in ABSENT] == [None] * len(ABSENT)
+        assert {one.session_id: _raw(one) for one in reads.values()} == sessions
+        problem = f"reach of {home} is {reach}, not {needed}"
+        assert reads.check() == ([problem] if reach < needed else [])
+        assert damaged.writer.check() == ([problem] if reach != needed else [])
 
 
 #: Numbers for a word of the control that count, follow or contradict something.

@@ -6,6 +6,7 @@ changed, objects are cut, stretched and exchanged, and some damage goes the whol
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -21,6 +22,7 @@ from jidoka_shm import (
     CorruptRegistry,
     FormatMismatch,
     JidokaError,
+    RegistryClosed,
     RegistryNotFound,
     Session,
     SessionManager,
@@ -282,6 +284,45 @@ def test_an_entry_that_says_given_up_by_itself_ends_no_registry(
         assert manager.check() == []
         with SessionReader(left.name) as reader:
             _assert_whole(left, reader)
+
+
+def test_a_destruction_cut_short_before_the_reaches_is_finished_by_the_next_manager(
+    left: Left,
+) -> None:
+    reach = left.geometry.reach_offset + ABSENT.int
+    assert left.whole["table"][reach] == 0
+    change = CONTROL_FIELDS["change"]
+    with SessionReader(left.name) as reader, SessionReader(left.name) as other:
+        left.put("control", change, bytes([left.whole["control"][change] | 1]))
+        left.put("table", 64, CLOSED.to_bytes(8, "little") * left.geometry.entries)
+        with pytest.raises(RegistryClosed):
+            other.get(IDS[0])
+        # Its reach says that it is not there, which is so; what comes next must not be missed.
+        assert reader.get(ABSENT) is None
+        with SessionManager(left.name) as manager:
+            assert manager.recovery is None
+            assert len(manager) == 0
+            manager.create_session(session_id=ABSENT)
+            assert astuple(reader[ABSENT]) == astuple(manager[ABSENT])
+
+
+@pytest.mark.parametrize("end", ["unlink", "fresh"])
+def test_a_look_up_through_any_home_learns_that_its_table_was_given_up(
+    left: Left, end: str
+) -> None:
+    homes = left.geometry.index_size
+    with contextlib.ExitStack() as stack:
+        readers = [stack.enter_context(SessionReader(left.name)) for _ in range(homes)]
+        if end == "unlink":
+            SessionManager(left.name).unlink()
+            for home, reader in enumerate(readers):
+                with pytest.raises(RegistryClosed):
+                    reader.get(UUID(int=home))
+        else:
+            manager = stack.enter_context(SessionManager(left.name, fresh=True))
+            for home, reader in enumerate(readers):
+                manager.create_session(session_id=UUID(int=home))
+                assert astuple(reader[UUID(int=home)]) == astuple(manager[UUID(int=home)])
 
 
 def _record(left: Left, sid: UUID) -> range:

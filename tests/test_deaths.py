@@ -34,10 +34,10 @@ from deaths import (
     stop_this_process,
 )
 from host import (
+    give_up_in_few_lines,
     in_child,
     list_own_names_alone,
     objects_of,
-    overwrite_in_few_lines,
     path_of,
     stop_at_line,
 )
@@ -371,7 +371,7 @@ def _facts(session: Session | None) -> tuple[object, ...] | None:
 def _few_lines(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let loops over all objects of the host, and over all entries, have few lines to die at."""
     list_own_names_alone(monkeypatch, name)
-    overwrite_in_few_lines(monkeypatch)
+    give_up_in_few_lines(monkeypatch)
 
 
 def _cut_off_commit(name: str) -> None:

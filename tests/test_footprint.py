@@ -70,6 +70,7 @@ def test_look_ups_stay_short_in_a_full_table_that_changes_for_ever() -> None:
         writer.insert(session(writer, keys[at]))
     size = writer.geometry.index_size
     hits = [1 + writer.look_up(UUID(int=key))[0] - key % size for key in keys]
-    assert 1 + np.frombuffer(writer.reach, np.uint8).mean() < 1.15
+    # A miss loads as many words as the reach of its home says.
+    assert np.frombuffer(writer.reach, np.uint8).mean() < 0.35
     assert np.mean(hits) < 1.45
     assert writer.check() == []

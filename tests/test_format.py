@@ -19,7 +19,7 @@ import format_reader
 import pytest
 from format_reader import ClosedError, DamagedError, NotFoundError, OtherFormatError, attach
 from host import Script, path_of
-from support import wait_until
+from support import make_writer, wait_until
 
 from jidoka_shm import InvalidName, SessionManager, SessionReader, layout
 from jidoka_shm.control import ControlWriter
@@ -294,6 +294,10 @@ class TestPage:
         assert f"The word is 0x{layout.index_word(5, 3):X}." in text
         home = session.session_id.int % 37
         assert f"With an `index_size` of 37 the home is entry {home}." in text
+        writer = make_writer(8)
+        writer.insert(session)
+        assert (len(writer.reach), writer.index.words[home] > layout.CLOSED) == (37, True)
+        assert f"other has this home, `reach[{home}]` is {writer.reach[home]}." in text
 
     def test_its_reader_uses_nothing_of_the_package(self) -> None:
         tree = ast.parse(Path(format_reader.__file__).read_text(encoding="utf-8"))
@@ -479,12 +483,14 @@ class TestChanges:
     def test_closed(self, name: str) -> None:
         with SessionManager(name) as manager:
             sid = manager.create_session()
-            readers = [attach(name, 30), attach(name, 30)]
+            readers = [attach(name, 30) for _ in range(3)]
             manager.unlink()
         with pytest.raises(ClosedError):
             readers[0].look_up(sid)
         with pytest.raises(ClosedError):
             readers[1].list()
+        with pytest.raises(ClosedError):
+            readers[2].look_up(of_another_home(sid, readers[2]._table.index_size))
         assert readers[0].change() % 2 == 1
         with pytest.raises(NotFoundError):
             attach(name, 0)
@@ -492,10 +498,13 @@ class TestChanges:
     def test_a_new_instance(self, name: str) -> None:
         with SessionManager(name) as manager:
             old = manager.create_session()
-        readers = [attach(name, 30), attach(name, 30)]
+        readers = [attach(name, 30) for _ in range(3)]
+        new = of_another_home(old, readers[0]._table.index_size)
         with managing(name, fresh=True) as manager:
-            new = manager.create_session()
+            manager.create_session(session_id=new)
             assert readers[0].look_up(old) is None
+            # The home of this one has no session in the table that was given up.
+            assert readers[1].look_up(new) == record_of(manager[new])
             for reader in readers:
                 assert_same(reader, name)
                 assert reader.look_up(new) == record_of(manager[new])
@@ -540,6 +549,12 @@ class TestChanges:
             assert by_id(reader.list())[first.bytes]["metadata"] == {"n": 2}
             assert reader.snapshot is None
             assert_same(reader, name)
+
+
+def of_another_home(sid: UUID, index_size: int) -> UUID:
+    """Return an id whose home is the next one, or the one before."""
+    at_last = sid.int % index_size == index_size - 1
+    return UUID(int=sid.int + (-1 if at_last else 1))
 
 
 def remove_now(manager: SessionManager, sid: UUID) -> None:
@@ -588,6 +603,8 @@ class Still:
         self.home = self.sid.int % self.geometry.index_size
         self.word_offset = 64 + 8 * self.home
         self.reach_offset = self.geometry.reach_offset + self.home
+        self.other = of_another_home(self.sid, self.geometry.index_size)
+        self.other_home = self.other.int % self.geometry.index_size
         word = int.from_bytes(self.read(self.table, self.word_offset, 8), "little")
         slot = word & layout.SLOT_MASK
         self.slot_offset = self.geometry.slots_offset + slot * self.geometry.slot_size
@@ -617,6 +634,17 @@ class Still:
         self.write(path, offset, bytes([before[0] ^ 1 << offset % 8]))
         yield
         self.write(path, offset, before)
+
+    def give_up(self, word: int) -> None:
+        """Do by hand what the page says of a table that is given up."""
+        self.overwrite(word)
+        reaches = bytes([layout.GIVEN_UP_REACH]) * self.geometry.index_size
+        self.write(self.table, self.geometry.reach_offset, reaches)
+
+    def overwrite(self, word: int) -> None:
+        """Do the first half of it: a writer may be killed then."""
+        for entry in range(self.geometry.entries):
+            self.word(self.table, 64 + 8 * entry, word)
 
     def put(self, payload: bytes) -> None:
         """Put another payload in place, with all that goes with it."""
@@ -695,7 +723,7 @@ class TestAttaching:
         assert attach(still.name, 30).look_up(still.sid) is not None
         assert len(pauses) == 1
 
-    @pytest.mark.parametrize(("offset", "value"), [(0, 1), (8, 0), (8, 2)])
+    @pytest.mark.parametrize(("offset", "value"), [(0, 1), (8, 0), (8, 1), (8, 3)])
     def test_another_format(self, still: Still, offset: int, value: int) -> None:
         still.word(still.control, offset, value)
         with pytest.raises(OtherFormatError):
@@ -705,6 +733,19 @@ class TestAttaching:
         for offset in range(64):
             with still.flipped(still.table, offset), pytest.raises(DamagedError):
                 attach(still.name, 30)
+
+    @pytest.mark.parametrize("version", [0, 1, 3])
+    def test_another_format_of_the_table(
+        self, still: Still, version: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        header = TableHeader.read(bytearray(still.table.read_bytes()))
+        assert header is not None
+        monkeypatch.setattr("jidoka_shm.header.FORMAT_VERSION", version)
+        raw = bytearray(64)
+        header.store(raw)
+        still.write(still.table, 0, raw)
+        with pytest.raises(DamagedError):
+            attach(still.name, 30)
 
     @pytest.mark.parametrize(("index_size", "slot_count", "slot_size"), [
         (0, 20, 256),
@@ -745,6 +786,15 @@ class TestStates:
             manager.update_session(still.sid, metadata={"n": 2})
             assert_same(reader, still.name)
 
+    def test_created_after_a_growth(self, still: Still) -> None:
+        reader = attach(still.name, 30)
+        assert still.read(still.table, still.geometry.reach_offset + still.other_home, 1) == b"\0"
+        assert reader.look_up(still.other) is None
+        grow(still)
+        with SessionManager(still.name) as manager:
+            manager.create_session(session_id=still.other)
+            assert reader.look_up(still.other) == record_of(manager[still.other])
+
     def test_a_writer_killed_in_mid_commit(self, still: Still) -> None:
         still.word(still.control, 64, 3)
         reader = attach(still.name, 0)
@@ -752,14 +802,29 @@ class TestStates:
         assert reader.snapshot is None
 
     def test_a_writer_killed_in_a_destruction(self, still: Still) -> None:
-        readers = [attach(still.name, 30), attach(still.name, 30)]
+        readers = [attach(still.name, 30) for _ in range(3)]
         still.word(still.control, 64, 3)
-        for entry in range(still.geometry.entries):
-            still.word(still.table, 64 + 8 * entry, layout.CLOSED)
+        still.give_up(layout.CLOSED)
         with pytest.raises(ClosedError):
             readers[0].look_up(still.sid)
         with pytest.raises(ClosedError):
             readers[1].list()
+        with pytest.raises(ClosedError):
+            readers[2].look_up(still.other)
+
+    def test_a_writer_killed_in_a_destruction_before_the_reaches(self, still: Still) -> None:
+        readers = [attach(still.name, 30) for _ in range(3)]
+        still.word(still.control, 64, 3)
+        still.overwrite(layout.CLOSED)
+        with pytest.raises(ClosedError):
+            readers[0].look_up(still.sid)
+        with pytest.raises(ClosedError):
+            readers[1].list()
+        # Not there, which is so until a successor makes the registry anew, and that ends this one.
+        assert readers[2].look_up(still.other) is None
+        with managing(still.name) as manager:
+            manager.create_session(session_id=still.other)
+            assert readers[2].look_up(still.other) == record_of(manager[still.other])
 
     def test_the_name_is_gone(self, still: Still) -> None:
         reader = attach(still.name, 30)
@@ -788,8 +853,7 @@ def grow(still: Still) -> None:
     header._replace(generation=2, geometry=geometry).store(writer.slots.memory)
     path_of(still.name, 2).write_bytes(writer.slots.memory)
     still.word(still.control, 32, 2)
-    for entry in range(still.geometry.entries):
-        still.word(still.table, 64 + 8 * entry, layout.MOVED)
+    still.give_up(layout.MOVED)
     still.table.unlink()
 
 
@@ -817,12 +881,35 @@ class TestDamage:
 
     def test_a_reach(self, still: Still) -> None:
         reader = attach(still.name, 30)
-        still.word(still.table, still.word_offset, layout.EMPTY)
-        still.write(still.table, still.reach_offset, b"\xff")
-        with pytest.raises(DamagedError):
-            reader.look_up(still.sid)
-        still.write(still.table, still.reach_offset, b"\xfe")
-        assert reader.look_up(still.sid) is None
+        record = reader.look_up(still.sid)
+        assert record is not None
+        assert still.read(still.table, still.reach_offset, 1) == b"\1"
+        with SessionReader(still.name) as theirs:
+            for reach in range(256):
+                still.write(still.table, still.reach_offset, bytes([reach]))
+                # Too low, it hides the session from look-ups; too high, it is no damage.
+                assert reader.look_up(still.sid) == (record if reach else None)
+                assert reader.list() == [record]
+                assert theirs.check() == ([] if reach else [f"reach of {still.home} is 0, not 1"])
+            still.word(still.table, still.word_offset, layout.EMPTY)
+            for reach in range(256):
+                still.write(still.table, still.reach_offset, bytes([reach]))
+                assert reader.look_up(still.sid) is None
+                assert theirs.check() == []
+
+    def test_a_reach_of_the_last_home(self, name: str) -> None:
+        first, second, third, *_ = crowd(4)
+        with managing(name, capacity=4, slot_size=128) as manager:
+            for sid in (first, second):
+                manager.create_session(session_id=sid)
+            reader = attach(name, 30)
+            table = reader._table
+            place = table.reach_offset + table.index_size - 1
+            for reach in range(256):
+                Still.write(path_of(name, 1), place, bytes([reach]))
+                found = [reader.look_up(sid) is not None for sid in (first, second, third)]
+                # Whatever it is, it leads to no entry outside of the index.
+                assert found == [reach > 0, reach > 1, False]
 
     @pytest.mark.parametrize("length", [192, 193])
     def test_a_length(self, still: Still, length: int) -> None:

@@ -13,9 +13,9 @@ from uuid import UUID
 import pytest
 from host import (
     descriptors_of,
+    give_up_in_few_lines,
     list_own_names_alone,
     objects_of,
-    overwrite_in_few_lines,
     path_of,
     stop_at_line,
 )
@@ -71,7 +71,7 @@ def _calls(manager: SessionManager) -> Iterator[Callable[[], object]]:
 def test_an_interrupted_end_is_done_or_not_begun_and_can_be_made_again(
     name: str, monkeypatch: pytest.MonkeyPatch, end: str, exception: type[BaseException]
 ) -> None:
-    overwrite_in_few_lines(monkeypatch)
+    give_up_in_few_lines(monkeypatch)
     list_own_names_alone(monkeypatch, name)
     for number in itertools.count(1):
         manager = _manager(name)

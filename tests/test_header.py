@@ -9,7 +9,7 @@ from support import INSTANCE
 
 from jidoka_shm.errors import CorruptRegistry
 from jidoka_shm.header import TableHeader
-from jidoka_shm.layout import SPARE_SLOTS, TABLE_HEADER_SIZE, Geometry
+from jidoka_shm.layout import FORMAT_VERSION, SPARE_SLOTS, TABLE_HEADER_SIZE, Geometry
 
 GEOMETRY = Geometry.for_capacity(1, 128)
 HEADER = TableHeader(INSTANCE, 7, GEOMETRY, 0x0123456789)
@@ -81,6 +81,18 @@ def test_each_flipped_bit_is_damage() -> None:
         memory[bit // 8] ^= 1 << bit % 8
         with pytest.raises(CorruptRegistry, match="does not fit its own crc"):
             TableHeader.read(memory)
+
+
+@pytest.mark.parametrize("version", [0, FORMAT_VERSION - 1, FORMAT_VERSION + 1, 2**32 - 1])
+def test_another_format_version_is_damage_though_its_crc_fits(
+    version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("jidoka_shm.header.FORMAT_VERSION", version)
+        memory = _stored()
+        assert TableHeader.read(memory) == HEADER
+    with pytest.raises(CorruptRegistry, match="or this format"):
+        TableHeader.read(memory)
 
 
 @pytest.mark.parametrize("change", [-64, -1, 1, 64])

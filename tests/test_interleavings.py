@@ -129,6 +129,7 @@ def test_lines_that_load_nothing_change_nothing(read: object, check: object) -> 
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("part", range(3))
 @pytest.mark.parametrize("script", ["x", "-x", "-y", "-y -x", "+z"])
 @pytest.mark.parametrize(
     ("read", "check", "options"),
@@ -141,11 +142,14 @@ def test_lines_that_load_nothing_change_nothing(read: object, check: object) -> 
     ids=["look-up", "cached", "list", "list again"],
 )
 def test_a_successor_goes_on_beside_readers(
-    script: str, read: object, check: object, options: dict[str, object]
+    script: str, read: object, check: object, options: dict[str, object], part: int
 ) -> None:
-    """The writer is killed after each of its stores; a reader runs before, during and after."""
+    """The writer is killed after each of its stores; a reader runs before, during and after.
+
+    In three parts, since all of the longest takes as long as one test may.
+    """
     stores = len(Scenario("+y +x", script, look_up).states) - 1
-    for kept in range(stores + 1):
+    for kept in range(part, stores + 1, 3):
         crash = Crash("+y +x", script, kept, read, **options)
         check_versions(crash)
         _explore(check, [crash])

@@ -69,7 +69,7 @@ def test_the_header_of_a_table_is_frozen() -> None:
     memory = bytearray(geometry.size)
     TableHeader(INSTANCE, 7, geometry, 0x0123456789).store(memory)
     assert memory[:TABLE_HEADER_SIZE].hex(" ", -8) == (
-        "4a49444f4b412d54 01000000d3eec522 0f0e0d0c0b0a4908 8706050403020100 "
+        "4a49444f4b412d54 02000000c4ea9098 0f0e0d0c0b0a4908 8706050403020100 "
         "0700000000000000 1501000050000000 0002000000000000 8967452301000000"
     )
 
@@ -141,12 +141,13 @@ def test_the_control_is_frozen() -> None:
 
 
 def test_the_numbers_are_frozen() -> None:
-    assert layout.FORMAT_VERSION == 1
+    assert layout.FORMAT_VERSION == 2
     assert layout.CONTROL_MAGIC == 0x432D414B4F44494A
     assert layout.TABLE_MAGIC == 0x542D414B4F44494A
     assert (EMPTY, MOVED, CLOSED) == (0, 1, 2)
     assert (layout.SLOT_BITS, layout.VERSION_MASK) == (24, 2**40 - 1)
-    assert (MAX_DISTANCE, SPARE_SLOTS, layout.ROOM_TO_END) == (254, 16, 32)
+    assert (MAX_DISTANCE, layout.GIVEN_UP_REACH) == (254, 255)
+    assert (SPARE_SLOTS, layout.ROOM_TO_END) == (16, 32)
     assert layout.ALIGNMENT == 64
     assert (CONTROL_SIZE, TABLE_HEADER_SIZE, SLOT_HEADER_SIZE) == (4096, 64, 64)
     assert (MAX_CAPACITY, MIN_SLOT_SIZE, MAX_SLOT_SIZE) == (16_777_200, 128, 16_777_216)
@@ -385,6 +386,15 @@ def test_a_geometry_keeps_what_it_was_made_for(capacity: int, slot_size: int) ->
 @given(capacities, slot_sizes)
 def test_a_geometry_that_was_made_is_sane(capacity: int, slot_size: int) -> None:
     assert Geometry.for_capacity(capacity, slot_size).is_sane()
+
+
+@given(capacities, slot_sizes)
+def test_the_farthest_entry_that_a_byte_of_reach_leads_to_is_the_last(
+    capacity: int, slot_size: int
+) -> None:
+    made = Geometry.for_capacity(capacity, slot_size)
+    last_home = made.index_size - 1
+    assert last_home + 255 == made.entries == (made.reach_offset - made.index_offset) / 8
 
 
 def test_each_slot_of_the_largest_table_has_a_number() -> None:

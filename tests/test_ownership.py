@@ -11,10 +11,10 @@ from uuid import UUID, uuid4
 import pytest
 from host import (
     descriptors_of,
+    give_up_in_few_lines,
     in_child,
     list_own_names_alone,
     objects_of,
-    overwrite_in_few_lines,
     path_of,
     run_script,
     stop_at_line,
@@ -735,7 +735,7 @@ def test_a_destruction_killed_at_any_line_is_finished_by_the_next_claim(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     list_own_names_alone(monkeypatch, name)
-    overwrite_in_few_lines(monkeypatch)
+    give_up_in_few_lines(monkeypatch)
     began = ended = False
     for number in itertools.count(1):
         header = _make(name)

@@ -166,7 +166,7 @@ def test_it_finds_a_session_at_each_distance_from_home(
 
 @each_quick
 @pytest.mark.parametrize("full", [False, True])
-def test_a_reach_that_leads_out_of_the_index_is_left_to_a_closer_look(
+def test_a_reach_that_leads_to_the_end_of_the_index_leads_no_farther(
     quick: Quick, close: Quick, make: object, *, full: bool
 ) -> None:
     writer = make_writer(MAX_DISTANCE + 1, 128)
@@ -175,12 +175,8 @@ def test_a_reach_that_leads_out_of_the_index_is_left_to_a_closer_look(
         _crowd(writer, size - 1, MAX_DISTANCE + 1)
     table = reader_of(writer)
     key = size - 1 + 1000 * size
-    writer.reach[size - 1] = MAX_DISTANCE
+    writer.reach[size - 1] = 255
     assert quick(table, key) == close(table, key) == ()
-    writer.reach[size - 1] = MAX_DISTANCE + 1
-    assert quick(table, key) is None
-    with pytest.raises(CorruptRegistry, match="above 254"):
-        table.look_up(UUID(int=key))
 
 
 def test_a_look_up_finds_entry_word_and_session() -> None:
@@ -336,7 +332,7 @@ def _commits(writer: TableWriter, entry: int, key: int) -> dict[str, Callable[[]
             writer.remove(entry),
             add(writer, 3 + 50 * writer.geometry.index_size),
         ),
-        "give up": lambda: seqlock.overwrite(writer.index.words, MOVED),
+        "give up": lambda: seqlock.give_up(writer.index.words, writer.reach, MOVED),
     }
 
 
@@ -383,10 +379,9 @@ def test_each_look_up_that_met_a_commit_is_counted(
 
 @each_quick
 @pytest.mark.parametrize("last", [False, True])
-def test_a_reach_that_is_raised_meanwhile_is_seen(
+def test_what_is_inserted_meanwhile_is_found_or_not_there_yet(
     quick: Quick, close: Quick, make: Callable, *, last: bool
 ) -> None:
-    """It is loaded after the home's word: what is inserted during that copy is in its reach."""
     writer = make_writer()
     size = writer.geometry.index_size
     home = size - 1 if last else 3
@@ -399,4 +394,8 @@ def test_a_reach_that_is_raised_meanwhile_is_seen(
             made.extend(add(writer, home + size))
 
     look = make(table.index, table.reach, MetSlots(table.slots, insert_once))
-    assert _plain(look(UUID(int=home + size))) == close(table, home + size) != ()
+    first, then = _plain(look(UUID(int=home + size))), close(table, home + size)
+    assert made
+    assert then != ()
+    assert first == then or first == ()  # noqa: PLR1714 - what was found is not hashable
+    assert quick(table, home + size) == then

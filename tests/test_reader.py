@@ -28,6 +28,7 @@ from jidoka_shm import (
 )
 from jidoka_shm import reader as reader_module
 from jidoka_shm.errors import FormatMismatch
+from jidoka_shm.layout import SLOT_BITS, SLOT_MASK, SPARE_SLOTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -628,3 +629,29 @@ def test_a_check_beside_a_busy_writer_is_right_or_says_that_it_was_contended(nam
                     assert reader.check() == []
         script.close_input()
         assert script.end() == ""
+
+
+def test_no_load_of_a_live_word_sees_what_no_commit_stored(
+    manager: SessionManager, reader: SessionReader
+) -> None:
+    """T1: beside a writer at full speed, versions only grow, and no word is ever empty or torn."""
+    sid = manager.create_session()
+    words, change = reader._view.words, reader._view.table.change
+    (entry,) = (at for at, word in enumerate(words) if word)
+    slots = manager.stats().capacity + SPARE_SLOTS
+
+    def load() -> None:
+        last, commits = words[entry], 0
+        while commits < 20_000:
+            word, begun = words[entry], change[0]
+            assert word >> SLOT_BITS >= last >> SLOT_BITS
+            assert word & SLOT_MASK < slots
+            # The word was loaded first: no commit after it is older than it.
+            assert begun + 1 >= 2 * (word >> SLOT_BITS)
+            commits += word != last
+            last = word
+
+    child = forked(load)
+    while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        manager.update_session(sid)
+    assert exit_code(child) == 0

@@ -6,6 +6,7 @@ import random
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,8 +22,6 @@ from jidoka_shm.table import SessionTable, TableGone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import numpy as np
 
     from jidoka_shm.writer import TableWriter
 
@@ -243,7 +242,7 @@ def _met(table: SessionTable, when: str, commit: Callable[[], object]) -> None:
     ``again`` is before the first entry is read once more by its own word.
     """
     owner, name = {
-        "index": (table, "copy_index"),
+        "index": (table, "occupied"),
         "slots": (table, "copy_many"),
         "headers": (table.slots, "copy_headers"),
         "again": (table, "read"),
@@ -446,7 +445,7 @@ scans = pytest.mark.parametrize("scan", [_sessions, _headers])
 def test_a_table_that_was_given_up_is_gone(word: int, scan: Callable, *, verify: bool) -> None:
     writer = make_writer()
     add(writer, 1)
-    seqlock.overwrite(writer.index.words, word)
+    seqlock.give_up(writer.index.words, writer.reach, word)
     with pytest.raises(TableGone):
         scan(reader_of(writer, verify=verify))
 
@@ -475,7 +474,7 @@ def test_a_table_that_is_given_up_during_the_scan_is_gone(
 
     def grow() -> None:
         seqlock.hold(writer.change, writer.next_version())
-        seqlock.overwrite(writer.index.words, MOVED)
+        seqlock.give_up(writer.index.words, writer.reach, MOVED)
 
     _met(table, when, grow)
     with pytest.raises(TableGone):
@@ -602,16 +601,16 @@ def test_a_session_that_moved_during_a_count_counts_once(
     near, far = 5, 5 + size
     add(writer, near, far)
     table = reader_of(writer, verify=verify)
-    copy = SessionTable.copy_index
+    occupied = SessionTable.occupied
 
     def meet_a_move(self: SessionTable) -> object:
-        index = copy(self)
+        before = occupied(self)
         monkeypatch.undo()
         writer.remove(writer.look_up(UUID(int=far))[0])
         writer.remove(writer.look_up(UUID(int=near))[0])
         add(writer, far)
         # As if the copy had been made from the entry it left to the one it came to.
-        return index | copy(self)
+        return tuple(map(np.concatenate, zip(before, occupied(self), strict=True)))
 
-    monkeypatch.setattr(SessionTable, "copy_index", meet_a_move)
+    monkeypatch.setattr(SessionTable, "occupied", meet_a_move)
     assert count_sessions(table) == 1

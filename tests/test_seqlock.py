@@ -128,11 +128,12 @@ def test_a_hold_of_a_version_uses_it_up(version: int) -> None:
 
 
 @pytest.mark.parametrize("word", [MOVED, CLOSED])
-def test_every_word_is_overwritten(word: int) -> None:
-    words = memoryview(bytearray(80)).cast("Q")
+def test_a_table_given_up_says_so_in_every_word_and_its_reach_leads_to_one(word: int) -> None:
+    words, reach = memoryview(bytearray(80)).cast("Q"), memoryview(bytearray(b"\0\1\xff"))
     words[3] = ONE
-    seqlock.overwrite(words, word)
+    seqlock.give_up(words, reach, word)
     assert words.tolist() == 10 * [word]
+    assert min(reach) > 0
 
 
 # ---------------------------------------------------------------------------- scans

@@ -252,16 +252,16 @@ def test_a_removal_frees_its_slot_and_empties_its_entry() -> None:
 # ---------------------------------------------------------------------------- reach
 
 
-def test_the_reach_of_a_home_is_the_distance_of_its_farthest_session() -> None:
+def test_the_reach_of_a_home_is_the_entries_from_it_to_its_farthest_session() -> None:
     writer = make_writer()
     _crowd(writer, 3, 4)
-    add(writer, 5)
-    assert writer.reach[:8].tolist() == [0, 0, 0, 3, 0, 2, 0, 0]
+    add(writer, 5, 9)
+    assert writer.reach[:11].tolist() == [0, 0, 0, 4, 0, 3, 0, 0, 0, 1, 0]
 
 
 @pytest.mark.parametrize(
     ("removed", "reaches"),
-    [([6], [2]), ([4], [3]), ([6, 5], [2, 1]), ([5, 6], [3, 1]), ([3, 4, 5, 6], [3, 3, 3, 0])],
+    [([6], [3]), ([4], [4]), ([6, 5], [3, 2]), ([5, 6], [4, 2]), ([3, 4, 5, 6], [4, 4, 4, 0])],
 )
 def test_a_reach_is_lowered_when_its_farthest_session_is_gone(
     removed: list[int], reaches: list[int]
@@ -278,16 +278,16 @@ def test_a_reach_is_lowered_past_sessions_of_other_homes() -> None:
     writer = make_writer()
     size = writer.geometry.index_size
     add(writer, 3, 4, 5, 3 + size)
-    assert writer.reach[3] == 3
+    assert writer.reach[3] == 4
     writer.remove(6)
-    assert writer.reach[3] == 0
+    assert writer.reach[3] == 1
 
 
 def test_an_empty_home_keeps_its_reach() -> None:
     writer = make_writer()
     _crowd(writer, 3, 3)
     writer.remove(3)
-    assert writer.reach[3] == 2
+    assert writer.reach[3] == 3
 
 
 def _at_commits(
@@ -310,7 +310,7 @@ def test_a_reach_is_raised_before_the_word_that_needs_it(monkeypatch: pytest.Mon
     _crowd(writer, 3, 2)
     seen = _at_commits(monkeypatch, lambda: writer.reach[3])
     _crowd(writer, 3, 1, first=2)
-    assert seen == [(2, 2)]
+    assert seen == [(3, 3)]
 
 
 def test_a_reach_is_lowered_after_the_word_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,15 +318,27 @@ def test_a_reach_is_lowered_after_the_word_is_gone(monkeypatch: pytest.MonkeyPat
     _crowd(writer, 3, 3)
     seen = _at_commits(monkeypatch, lambda: writer.reach[3])
     writer.remove(5)
-    assert seen == [(2, 2)]
-    assert writer.reach[3] == 1
+    assert seen == [(3, 3)]
+    assert writer.reach[3] == 2
+
+
+def test_the_reach_of_a_lone_session_is_raised_and_lowered_around_its_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At its home too: a look-up that loads 0 there loads no word at all."""
+    writer = make_writer()
+    seen = _at_commits(monkeypatch, lambda: writer.reach[3])
+    add(writer, 3)
+    writer.remove(3)
+    assert seen == [(1, 1), (1, 1)]
+    assert writer.reach[3] == 0
 
 
 def test_a_slot_is_complete_before_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
     writer = make_writer()
     made = session(writer, 5)
     word = index_word(1, 0)
-    seen = _at_commits(monkeypatch, lambda: writer.slots.inspect(word))
+    seen = _at_commits(monkeypatch, lambda: next(writer.slots.inspect([word])))
     writer.insert(made)
     assert seen == [(made, made)]
 
@@ -563,13 +575,13 @@ def test_versions_only_grow_over_many_writers(monkeypatch: pytest.MonkeyPatch) -
 # ---------------------------------------------------------------------------- what is repaired
 
 
-@pytest.mark.parametrize("reach", [1, 3, 100, 255])
+@pytest.mark.parametrize("reach", [1, 2, 3, 100, 255])
 def test_a_reach_too_high_is_lowered(reach: int) -> None:
     writer = make_writer()
     _crowd(writer, 3, 2)
-    writer.reach[3], writer.reach[20] = max(reach, 1), reach
+    writer.reach[3], writer.reach[20] = max(reach, 2), reach
     fresh, _, dropped = _resume(writer)
-    assert (fresh.reach[3], fresh.reach[20], dropped) == (1, 0, ())
+    assert (fresh.reach[3], fresh.reach[20], dropped) == (2, 0, ())
 
 
 @both_ways
@@ -578,7 +590,7 @@ def test_a_reach_too_low_is_raised(*, verify: bool) -> None:
     made = _crowd(writer, 3, 3)
     writer.reach[3] = 0
     fresh, kept, dropped = _resume(writer)
-    assert (fresh.reach[3], kept, dropped) == (2, made, ())
+    assert (fresh.reach[3], kept, dropped) == (3, made, ())
     assert reader_of(fresh, verify=verify).look_up(made[2].session_id)[2] == made[2]
 
 
@@ -602,7 +614,7 @@ def test_each_reach_that_differs_is_stored_once_and_no_other() -> None:
     fresh = successor_of(writer)
     fresh.reach = _Watched(fresh.reach)
     fresh.resume(OTHER, lambda _: None)
-    assert sorted(fresh.reach.stores) == [(3, 2), (20, 0)]
+    assert sorted(fresh.reach.stores) == [(3, 3), (20, 0)]
 
 
 def _damage(offset: int) -> Callable[[TableWriter], None]:
