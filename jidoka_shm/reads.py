@@ -126,8 +126,9 @@ class SessionReads(Mapping[UUID, Session]):
         # Again, and not by a call, which would cost as much as a hit does.
         if type(session_id) is UUID:
             view = self._view
-            hit = view.kept.get(session_id.int)
-            if hit is not None:
+            # Nothing is asked of a cache that keeps nothing: of a miss that would be a tenth.
+            hit = view.kept and view.kept.get(session_id.int)
+            if hit:
                 entry, word, kept = hit
                 if view.words[entry] == word:
                     return kept
