@@ -12,7 +12,7 @@ A change is made exactly once however often its request is sent: see ``Again``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar, cast
 from uuid import UUID
 
 import msgspec
@@ -277,13 +277,13 @@ def unpack_error(failed: Failed) -> Exception:
     Raises:
         ProtocolError: where it stands for none.
     """
-    kind: Any = getattr(errors, failed.error, None) or _PLAIN.get(failed.error)
+    kind = getattr(errors, failed.error, None) or _PLAIN.get(failed.error)
     if not isinstance(kind, type) or not issubclass(kind, (JidokaError, *_PLAIN.values())):
         msg = f"no error of this protocol: {failed.error[:80]!r}"
         raise ProtocolError(msg)
     facts = [_fact(fact) for fact in failed.facts]
     try:
-        error: Exception = kind(*facts)
+        error: Exception = cast("Any", kind)(*facts)
     except TypeError:
         msg = f"{failed.error} is not made of {len(facts)} facts"
         raise ProtocolError(msg) from None
