@@ -5,15 +5,19 @@ Everything that can be wrong with an argument is found here, before a lock is ta
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from msgspec import UNSET
 
 from . import processes
 from .arguments import check_pid, check_seconds, check_text, check_whole
 from .control import Identity
+from .errors import OwnerNotAlive
 from .maps import encode_map, encode_maps
 from .session import parse_status
+
+#: What the record holds of an owner's start time and namespace.
+_WORD: Final = (1 << 64) - 1
 
 
 def for_create(metadata: object, llm_config: object, pid: object, ttl: object) -> dict[str, Any]:
@@ -53,6 +57,29 @@ def for_update(  # noqa: PLR0913, PLR0917 - one argument a field
 def for_terminate(error: object) -> dict[str, Any]:
     """Return the fields of ``Registry.terminate``."""
     return {"error": None if error is None else check_text("error", error)}
+
+
+def known_owner(owner: tuple[int, int, int]) -> Identity:
+    """Return the identity of an owner that a client has looked up.
+
+    Raises:
+        OwnerNotAlive: where it has ended since; of another pid namespace that cannot be known.
+        ValueError: where it is none.
+    """
+    pid, start, namespace = owner
+    identity = Identity(check_pid(pid), start & _WORD, namespace & _WORD)
+    if processes.is_alive(identity) is False:
+        raise OwnerNotAlive(pid)
+    return identity
+
+
+def known_ttl(ttl: int) -> int:
+    """Return a time to live that a client gives in nanoseconds.
+
+    Raises:
+        ValueError: where it is 0 or beyond what any deadline may be.
+    """
+    return _ttl(ttl / 1e9) and ttl
 
 
 def _owner(pid: object) -> Identity:

@@ -12,7 +12,13 @@ from uuid import UUID
 
 from . import seqlock
 from .errors import CorruptRegistry, FormatMismatch
-from .layout import CONTROL_FIELDS, CONTROL_MAGIC, CONTROL_SIZE, FORMAT_VERSION
+from .layout import (
+    CONTROL_FIELDS,
+    CONTROL_MAGIC,
+    CONTROL_SIZE,
+    FORMAT_VERSION,
+    SOCKET_PATH_SIZE,
+)
 
 if TYPE_CHECKING:
     from .layout import Memory
@@ -20,6 +26,7 @@ if TYPE_CHECKING:
 _WORD: Final = {name: offset // 8 for name, offset in CONTROL_FIELDS.items()}
 _CHANGE: Final = _WORD["change"]
 _IDENTITY: Final = _WORD["writer_pid"]
+_SOCKET: Final = CONTROL_FIELDS["socket_path"]
 
 _LARGEST: Final = (1 << 64) - 1
 
@@ -143,6 +150,24 @@ class ControlWriter(ControlReader):
     def retire_writer(self) -> None:
         """Say that the writer closed: one store, so nothing is to be read half-done."""
         self._words[_IDENTITY] = 0
+
+    def publish_socket(self, path: str | None) -> None:
+        """Store where the service listens; None where there is none.
+
+        The path's first byte is stored last and cleared first, so no reader takes half of one.
+        """
+        raw = b"" if path is None else path.encode()
+        if len(raw) >= SOCKET_PATH_SIZE:
+            msg = f"a socket's path is {len(raw)} bytes: {SOCKET_PATH_SIZE - 1} is the limit"
+            raise ValueError(msg)
+        raw = raw.ljust(SOCKET_PATH_SIZE, b"\0")
+        self._memory[_SOCKET] = 0
+        if seqlock.WEAK:
+            seqlock.fence()
+        self._memory[_SOCKET + 1 : _SOCKET + SOCKET_PATH_SIZE] = raw[1:]
+        if seqlock.WEAK:
+            seqlock.fence()
+        self._memory[_SOCKET] = raw[0]
 
     def count(self, name: str, times: int = 1) -> None:
         """Add to a counter, which starts again from 0 beyond 64 bits, as a damaged one may."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 from uuid import uuid4
 
 from msgspec import UNSET, UnsetType
@@ -17,6 +17,7 @@ from .layout import Geometry, check_name
 from .reactor import Reactor
 from .recovery import Recovery
 from .registry import Registry
+from .serving import MAX_CLIENTS, Serving
 from .writer import TableWriter
 from .writes import SessionWrites, release
 
@@ -49,7 +50,9 @@ class SessionManager(SessionWrites):
         cleanup_delay: float = 0.05,
         mode: int = 0o600,
         fresh: bool = False,
+        listen: bool = False,
         wait: float = 0.0,
+        max_clients: int = MAX_CLIENTS,
     ) -> None:
         """Make a registry, or take over the one that a dead predecessor left.
 
@@ -61,7 +64,9 @@ class SessionManager(SessionWrites):
             mode: the mode of the shared memory, of one taken over too; 0o640 or 0o644 lets others
                 read.
             fresh: discard what is there, whatever it is.
+            listen: answer a ``SessionClient`` in any other process of this user.
             wait: how long to wait for a living predecessor to end, in seconds.
+            max_clients: clients that may be connected at once.
 
         Raises:
             WriterAlreadyRunning: where another manager lives, in this process too.
@@ -76,7 +81,8 @@ class SessionManager(SessionWrites):
         )
         delay = int(check_seconds("cleanup_delay", cleanup_delay) * 1e9)
         mode, fresh = check_mode(mode), check_flag("fresh", fresh)
-        wait = check_seconds("wait", wait)
+        listen, wait = check_flag("listen", listen), check_seconds("wait", wait)
+        max_clients = check_whole("max_clients", max_clients)
         self._lock = threading.RLock()
         self._own, memory, header, found = ownership.claim(
             self._name, geometry, processes.own_identity(), mode=mode, fresh=fresh, wait=wait
@@ -100,7 +106,14 @@ class SessionManager(SessionWrites):
                 watch=_weakly(self._watch),
             )
             undo.callback(self._reactor.stop)
-            self._finalizer = weakref.finalize(self, release, self._own, self._reactor)
+            # A predecessor's, who is dead.
+            self._own.control.publish_socket(None)
+            if listen:
+                self._serving = self._serve(max_clients)
+                undo.callback(self._serving.withdraw)
+            self._finalizer = weakref.finalize(
+                self, release, self._own, self._reactor, self._serving
+            )
             forks.register(self)
             self._reactor.wake_at(self._registry.next_deadline())
             undo.pop_all()
@@ -115,6 +128,16 @@ class SessionManager(SessionWrites):
         recovery = Recovery(kept, dropped, clean)
         recovery.log(self._name)
         return recovery
+
+    def _serve(self, max_clients: int) -> Serving:
+        return Serving(
+            self._name,
+            control=self._own.control,
+            registry=self._registry,
+            reactor=self._reactor,
+            change=_weakly(self._change),
+            max_clients=max_clients,
+        )
 
     # ------------------------------------------------------------------ changes
 
@@ -210,15 +233,15 @@ class SessionManager(SessionWrites):
         return f"SessionManager({self._name!r}, {self._summary()})"
 
 
-def _weakly(method: Callable[[], T]) -> Callable[[], T | None]:
+def _weakly(method: Callable[..., T]) -> Callable[..., T | None]:
     """Return ``method`` as long as its object lives, then nothing.
 
     The reactor's thread must not keep a manager alive that nobody uses any more.
     """
     reference = weakref.WeakMethod(method)
 
-    def call() -> T | None:
+    def call(*arguments: Any) -> T | None:  # noqa: ANN401 - the method's own
         alive = reference()
-        return None if alive is None else alive()
+        return None if alive is None else alive(*arguments)
 
     return call

@@ -188,12 +188,13 @@ class ProtocolError(Exception):
 class FrameBuffer:
     """The bytes of one connection, as they come, and the frames that they hold.
 
-    It holds less than a frame between two calls, and so never more than ``limit`` bytes.
+    All that one call yields is to be taken before the next call. Between two calls it holds less
+    than a frame, and so never more than the limit.
     """
 
     def __init__(self, limit: int = MAX_FRAME) -> None:
         self._limit = limit
-        self._rest = b""
+        self._rest = bytearray()
 
     def __len__(self) -> int:
         return len(self._rest)
@@ -204,12 +205,16 @@ class FrameBuffer:
         Raises:
             ProtocolError: for a frame above the limit; what came before it was yielded.
         """
-        data = self._rest + data if self._rest else data
-        # In front of the first yield: a caller that stops in the middle must not see it twice.
-        self._rest = b""
-        at, end = 0, len(data)
+        rest = self._rest
+        # Appended to, never put together anew: a frame that comes byte by byte would cost its
+        # length squared. Most often there is nothing to append to.
+        source: bytes | bytearray = data
+        if rest:
+            rest += data
+            source = rest
+        at, end = 0, len(source)
         while end - at >= _LENGTH:
-            length = int.from_bytes(data[at : at + _LENGTH], "little")
+            length = int.from_bytes(source[at : at + _LENGTH], "little")
             if length > self._limit:
                 msg = f"a frame of {length} bytes: {self._limit} is the limit"
                 raise ProtocolError(msg)
@@ -217,8 +222,11 @@ class FrameBuffer:
             if end - begin < length:
                 break
             at = begin + length
-            yield data[begin:at]
-        self._rest = data[at:]
+            yield bytes(source[begin:at])
+        if source is rest:
+            del rest[:at]
+        else:
+            rest += source[at:]
 
 
 _encoder: Final = msgspec.msgpack.Encoder()

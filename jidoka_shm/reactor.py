@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from . import forks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
 #: Loops of forked-from processes, kept for ever: collecting one would warn, or act on the epoll
 #: that it shares with the parent.
@@ -23,6 +23,9 @@ _abandoned: Final[list[asyncio.AbstractEventLoop]] = []
 
 #: How long a thread that was made may take to begin, in seconds.
 _BEGIN: Final = 0.5
+
+#: How long ``run`` waits, in seconds.
+_LONGEST: Final = 5.0
 
 #: How often ``watch`` is called, in seconds.
 _WATCH_INTERVAL: Final = 0.5
@@ -52,6 +55,7 @@ class Reactor:
         self._loop.call_later(_WATCH_INTERVAL, self._tick)
         self._began = threading.Event()
         self._given_up = False
+        self._ending: Callable[[], Coroutine[Any, Any, None]] | None = None
         try:
             self._thread = threading.Thread(target=self._run, name=name, daemon=True)
             forks.register(self)
@@ -76,6 +80,29 @@ class Reactor:
         # One that was stopped meanwhile has nothing to wake; its manager is closed.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._wake, deadline)
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have the loop do ``work``, and wait for it, for some seconds at most.
+
+        Raises:
+            RuntimeError: where the reactor was stopped.
+            TimeoutError: where the work takes longer.
+        """
+        try:
+            done = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:
+            work.close()
+            raise
+        try:
+            done.result(_LONGEST)
+        except TimeoutError:
+            # A loop that another thread has stopped meanwhile does no work any more.
+            done.cancel()
+            raise
+
+    def at_end(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Have the loop do ``work`` when the reactor is stopped, before the thread ends."""
+        self._ending = work
 
     def stop(self) -> None:
         """End the thread and wait for it; in that thread itself, end it with this callback."""
@@ -116,6 +143,8 @@ class Reactor:
             return
         try:
             self._loop.run_forever()
+            if self._ending is not None:
+                self._loop.run_until_complete(self._ending())
         finally:
             self._loop.close()
 

@@ -89,7 +89,7 @@ class Registry:
 
     # ------------------------------------------------------------------ changes
 
-    def create(
+    def create(  # noqa: PLR0913 - one argument a field
         self,
         session_id: UUID,
         *,
@@ -97,6 +97,7 @@ class Registry:
         owner: Identity | None,
         ttl: int | None,
         now: Instant,
+        request: bytes | None = None,
     ) -> Session:
         """Add a session, initializing.
 
@@ -106,6 +107,7 @@ class Registry:
             owner: its owner process.
             ttl: in how many nanoseconds it expires, or None.
             now: the time.
+            request: the id of the request that asks for it, 16 bytes, for the record to keep.
 
         Raises:
             SessionExists: where the id is visible.
@@ -117,6 +119,8 @@ class Registry:
         marks = {} if ttl is None else _expiry(ttl, now)
         if owner is not None:
             marks |= _owner_marks(owner)
+        if request is not None:
+            marks["request"] = request
         packed, deadline = maps, None
         if marks:
             payload = replace(decode_payload(maps), **marks)
@@ -148,8 +152,12 @@ class Registry:
         owner: Identity | UnsetType | None = UNSET,
         ttl: int | UnsetType | None = UNSET,
         expected_version: int | None = None,
+        request: bytes | None = None,
     ) -> Session:
         """Change what is given of a live session and return its new version.
+
+        The record keeps ``request``, the id of the request that asks for it, where it has room;
+        without one it keeps the last.
 
         Raises:
             SessionNotFound: where it is not there, or terminated.
@@ -176,27 +184,33 @@ class Registry:
         if status is _TERMINATED:
             changes["deadline"] = now.monotonic + self._cleanup_delay
         pid = session.pid if owner is UNSET else None if owner is None else owner.pid
-        return self._replace(entry, session, now, changes, status=status, pid=pid)
+        return self._replace_for(request, entry, session, now, changes, status=status, pid=pid)
 
-    def terminate(self, session_id: UUID, *, error: str | None, now: Instant) -> None:
+    def terminate(
+        self, session_id: UUID, *, error: str | None, now: Instant, request: bytes | None = None
+    ) -> None:
         """End a session; it stays visible as terminated for the cleanup delay.
 
-        An ``error`` too long for what is left of the slot is cut to that.
+        An ``error`` too long for what is left of the slot is cut to that; ``request`` is as in
+        ``update``.
 
         Raises:
             SessionNotFound: where it is not there. One that is visible as terminated stays as is.
         """
         entry, session = self._visible(session_id)
         if session.status is not _TERMINATED:
-            changes = {"error": error, "deadline": now.monotonic + self._cleanup_delay}
-            status = _TERMINATED
+            changes: dict[str, Any] = {
+                "error": error,
+                "deadline": now.monotonic + self._cleanup_delay,
+            }
+            end: dict[str, Any] = {"status": _TERMINATED, "pid": session.pid}
             try:
-                self._replace(entry, session, now, changes, status=status, pid=session.pid)
+                self._replace_for(request, entry, session, now, changes, **end)
             except RecordTooLarge as large:
                 # The end must succeed; its reason is what can be shortened.
                 kept = (error or "").encode()[: large.limit - large.size]
-                changes["error"] = kept.decode(errors="ignore")
-                self._replace(entry, session, now, changes, status=status, pid=session.pid)
+                changes |= {"error": kept.decode(errors="ignore"), "request": None}
+                self._replace(entry, session, now, changes, **end)
 
     # ------------------------------------------------------------------ deadlines
 
@@ -212,13 +226,20 @@ class Registry:
             if found is None:
                 self._deadlines.set(key, None)
             elif found[2].status is _TERMINATED:
+                # Counted first: a kill between the two leaves one too many, which at worst makes
+                # the outcome of a request unknown, and never one that was carried out look new.
+                self._control.count("removed")
                 self.table.remove(found[0])
                 self._deadlines.set(key, None)
-                self._control.count("removed")
             else:
                 self.terminate(session_id, error=EXPIRED, now=now)
 
     # ------------------------------------------------------------------ parts
+
+    def find(self, session_id: UUID) -> Session | None:
+        """Return a session that is visible, or None."""
+        found = self.table.look_up(session_id)
+        return None if found is None else found[2]
 
     def _is_visible(self, session_id: UUID) -> bool:
         glance = self.table.quick_glance(session_id)
@@ -239,6 +260,24 @@ class Registry:
         if session.status is _TERMINATED:
             raise SessionNotFound(session_id)
         return entry, session
+
+    def _replace_for(
+        self,
+        request: bytes | None,
+        entry: int,
+        session: Session,
+        now: Instant,
+        changes: dict[str, Any],
+        **fields: Any,  # noqa: ANN401 - as _replace has them
+    ) -> Session:
+        """Commit as ``_replace`` does, with the id of a request in the record where it fits."""
+        if request is None:
+            return self._replace(entry, session, now, changes, **fields)
+        try:
+            return self._replace(entry, session, now, {**changes, "request": request}, **fields)
+        except RecordTooLarge:
+            # What fits without the id must not fail for it.
+            return self._replace(entry, session, now, {**changes, "request": None}, **fields)
 
     def _replace(  # noqa: PLR0913 - one argument a field
         self,

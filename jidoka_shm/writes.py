@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .attachment import Attachment
     from .ownership import Ownership
     from .reactor import Reactor
+    from .serving import Serving
 
 T = TypeVar("T")
 
@@ -53,6 +54,7 @@ class SessionWrites(SessionReads):
     _registry: Registry
     _reactor: Reactor
     _instance: UUID
+    _serving: Serving | None = None
     _finalizer: weakref.finalize[..., Any]
     _lock: threading.RLock
     _interrupted = False
@@ -192,6 +194,9 @@ class SessionWrites(SessionReads):
         if self._lock._is_owned():  # type: ignore[attr-defined] # noqa: SLF001 - see above
             self._close_wanted = True
             return
+        if self._serving is not None:
+            # Before anything is refused: what clients have sent by now is carried out.
+            self._serving.stop(self._reactor)
         with self._lock:
             self._close_wanted = False
             self._let_go(_CLOSED)
@@ -204,12 +209,13 @@ class SessionWrites(SessionReads):
         with self._lock:
             # Under it, or another thread's close could say that the next manager had closed.
             if not self._released:
-                release(self._own, self._reactor)
+                release(self._own, self._reactor, self._serving)
                 self._finalizer.detach()
                 self._released = True
                 # A closed manager that is kept must not keep the memory of its registry.
                 gone: Any = detached(RegistryClosed, self._name, reason)
                 self._own = self._registry = gone
+                self._serving = None
 
     def unlink(self) -> None:
         """Destroy the registry for everybody, and close. May be repeated.
@@ -256,9 +262,11 @@ def _now() -> Instant:
     return Instant(time.time_ns(), time.monotonic_ns())
 
 
-def release(own: Ownership, reactor: Reactor) -> None:
+def release(own: Ownership, reactor: Reactor, serving: Serving | None) -> None:
     """Let go of the thread, then of the registry. May be repeated."""
     reactor.stop()
     if own.is_locked():
+        if serving is not None:
+            serving.withdraw()
         own.control.retire_writer()
         own.release()

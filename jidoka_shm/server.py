@@ -1,0 +1,239 @@
+"""The service's shell: clients on a Unix socket, in the reactor's loop.
+
+What a client may cost is bounded: one frame that is not whole yet, one piece of what it sent, and
+replies up to ``_HIGH`` that it has not read; while it reads none, nothing more is read from it.
+What arrives together is carried out together and answered by one write, but for at most
+``_TURN`` requests at a time, so that no client keeps the others or a deadline waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import socket
+import struct
+import weakref
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from . import forks
+from .errors import ForkedHandle, RegistryClosed
+from .logs import Seldom
+from .protocol import (
+    PROTOCOL_VERSION,
+    FrameBuffer,
+    Hello,
+    ProtocolError,
+    Refused,
+    decode_request,
+    encode,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .protocol import Reply, Request
+
+_log = logging.getLogger("jidoka_shm")
+_seldom = Seldom(_log)
+
+#: Requests of one client that are carried out before others get their turn.
+_TURN: Final = 128
+
+#: Bytes of replies that may wait for a client to read them.
+_HIGH: Final = 1 << 18
+
+#: Descriptors that are left to the rest of the process.
+_RESERVE: Final = 64
+
+#: How long a stop waits for clients to take their last replies, in seconds.
+_LAST: Final = 1.0
+
+#: SO_PEERCRED's answer (struct ucred): pid, uid, gid.
+_CREDENTIALS: Final = struct.Struct("iII")
+
+
+class Server:
+    """The clients of one registry."""
+
+    def __init__(
+        self,
+        name: str,
+        listener: socket.socket,
+        *,
+        instance: bytes,
+        answer: Callable[[Request], Reply],
+        max_clients: int,
+    ) -> None:
+        """Take a socket that listens.
+
+        Args:
+            name: the registry's name, for the log.
+            listener: the socket.
+            instance: the registry's instance, 16 bytes.
+            answer: carries a request out, in the loop's thread.
+            max_clients: how many clients there may be at once.
+        """
+        self.name = name
+        self.answer = answer
+        self.greeting = encode(Hello(PROTOCOL_VERSION, instance))
+        self._listener = listener
+        self._max_clients = max_clients
+        self._clients: set[Connection] = set()
+        self._gone = asyncio.Event()
+        self._server: asyncio.Server | None = None
+        self._uid = os.geteuid()
+        forks.register(self)
+
+    async def start(self) -> None:
+        """Accept clients from now on."""
+        loop = asyncio.get_running_loop()
+        this = weakref.ref(self)
+        self._server = await loop.create_unix_server(
+            lambda: Connection(cast("Server", this())), sock=self._listener
+        )
+
+    async def stop(self) -> None:
+        """Accept no more, and let each client take the replies that it is owed. May be repeated."""
+        if self._server is not None:
+            self._server.close()
+        for client in list(self._clients):
+            client.finish()
+        deadline = asyncio.get_running_loop().time() + _LAST
+        while self._clients and asyncio.get_running_loop().time() < deadline:
+            self._gone.clear()
+            try:
+                await asyncio.wait_for(self._gone.wait(), _LAST)
+            except TimeoutError:
+                break
+        for client in list(self._clients):
+            client.abort()
+
+    def admit(self, client: Connection, peer: socket.socket) -> str | None:
+        """Count a client in; return why not, where it may not come."""
+        size = _CREDENTIALS.size
+        pid, uid, _ = _CREDENTIALS.unpack(
+            peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        )
+        if uid != self._uid:
+            _seldom.warning("registry %r: refused process %d of user %d", self.name, pid, uid)
+            return f"this service belongs to the user with uid {self._uid}"
+        limit = min(self._max_clients, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVE)
+        if len(self._clients) >= limit:
+            _seldom.warning("registry %r: refused a client beyond %d", self.name, limit)
+            return f"this service has {limit} clients, and takes no more"
+        self._clients.add(client)
+        return None
+
+    def dismiss(self, client: Connection) -> None:
+        """Count a client out."""
+        self._clients.discard(client)
+        self._gone.set()
+
+    def after_fork_in_child(self) -> None:
+        """Close the child's copies of the sockets, by their descriptors alone.
+
+        What asyncio would do acts on the epoll that both processes share. A copy that stayed open
+        would keep the parent's clients from seeing it die.
+        """
+        self._listener.close()
+        for client in self._clients:
+            client.forget()
+
+
+class Connection(asyncio.Protocol):
+    """One client."""
+
+    _transport: asyncio.Transport
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._buffer = FrameBuffer()
+        self._frames: Iterator[bytes] = iter(())
+        self._is_full = self._is_busy = self._is_finishing = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Greet a client, or refuse it."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(_HIGH)
+        reason = self._server.admit(self, transport.get_extra_info("socket"))
+        if reason is None:
+            self._transport.write(self._server.greeting)
+        else:
+            self._refuse(reason)
+
+    def data_received(self, data: bytes) -> None:
+        """Carry out what came; nothing more comes before that is done."""
+        self._frames = self._buffer.feed(data)
+        self._is_busy = True
+        self._turn()
+        # Not before: most often all is done by now, and each of the two costs a system call.
+        if self._is_busy:
+            self._transport.pause_reading()
+
+    def pause_writing(self) -> None:
+        """Wait for the client to read its replies."""
+        self._is_full = True
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._is_full = False
+        if self._is_busy:
+            self._turn()
+
+    def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 - asyncio's
+        """Forget a client."""
+        self._is_busy = False
+        self._server.dismiss(self)
+
+    def finish(self) -> None:
+        """Close once what came is carried out and the replies are gone."""
+        self._is_finishing = True
+        if not self._is_busy:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.abort()
+
+    def forget(self) -> None:
+        """Close the descriptor in a forked child."""
+        sock: Any = self._transport.get_extra_info("socket")
+        sock._sock.close()  # noqa: SLF001 - what get_extra_info wraps has no close
+
+    def _turn(self) -> None:
+        """Carry out some of what came, and answer it with one write."""
+        if not self._is_busy or self._is_full or self._transport.is_closing():
+            return
+        replies: list[bytes] = []
+        size = 0
+        try:
+            for frame in self._frames:
+                replies.append(encode(self._server.answer(decode_request(frame))))
+                size += len(replies[-1])
+                if len(replies) >= _TURN or size >= _HIGH:
+                    self._transport.write(b"".join(replies))
+                    asyncio.get_running_loop().call_soon(self._turn)
+                    return
+        except ProtocolError as error:
+            self._transport.write(b"".join(replies))
+            _seldom.warning("registry %r: refused a client: %s", self._server.name, str(error))
+            self._refuse(str(error))
+            return
+        except (RegistryClosed, ForkedHandle):
+            # Its client finds the next writer, and sends again what was not answered.
+            self._transport.write(b"".join(replies))
+            self._transport.close()
+            return
+        self._is_busy = False
+        self._transport.write(b"".join(replies))
+        if self._is_finishing:
+            self._transport.close()
+        elif not self._transport.is_reading():
+            self._transport.resume_reading()
+
+    def _refuse(self, reason: str) -> None:
+        self._is_busy = False
+        self._transport.write(encode(Refused(reason)))
+        self._transport.close()
