@@ -25,45 +25,46 @@ _LONGEST: Final = 107
 _BACKLOG: Final = 128
 
 
-def listen(name: str) -> tuple[socket.socket, str]:
-    """Listen for the clients of a registry, whose lock the caller holds.
+class Endpoint:
+    """A socket that listens for the clients of one registry.
 
-    Args:
-        name: the registry's name.
-
-    Returns:
-        The socket, and its path.
-
-    Raises:
-        RegistryForbidden: where the directory belongs to another user.
-        OSError: where the kernel refuses.
+    Attributes:
+        listener: the socket.
+        path: its name in the file system.
     """
-    path = _path(name)
-    _make_private(path.parent)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        # A predecessor's; it is dead, since the lock is ours.
-        path.unlink(missing_ok=True)
-        listener.bind(str(path))
-        path.chmod(0o600)
-        listener.listen(_BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener, str(path)
 
+    def __init__(self, name: str) -> None:
+        """Listen; the caller holds the registry's lock.
 
-def remove(path: str, listener: socket.socket) -> None:
-    """Remove a socket's name, unless it is another socket's by now."""
-    with contextlib.suppress(OSError):
-        # A successor in another /dev/shm may have taken it.
-        if os.stat(path).st_ino == _inode(path, listener):  # noqa: PTH116 - one call, one answer
-            Path(path).unlink()
+        Args:
+            name: the registry's name.
 
+        Raises:
+            RegistryForbidden: where the directory belongs to another user.
+            OSError: where the kernel refuses.
+        """
+        path = _path(name)
+        _make_private(path.parent)
+        self.path = str(path)
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            # A predecessor's; it is dead, since the lock is ours.
+            path.unlink(missing_ok=True)
+            self.listener.bind(self.path)
+            path.chmod(0o600)
+            self._inode = path.lstat().st_ino
+            self.listener.listen(_BACKLOG)
+        except BaseException:
+            self.listener.close()
+            raise
 
-def _inode(path: str, listener: socket.socket) -> int:
-    """Return the inode of the name that a socket was bound to."""
-    return os.stat(path).st_ino if listener.getsockname() == path else -1  # noqa: PTH116 - as above
+    def withdraw(self) -> None:
+        """Remove the socket's name, unless it is another socket's by now. May be repeated."""
+        path = Path(self.path)
+        with contextlib.suppress(OSError):
+            # Whoever removed it by hand may have made room for a successor.
+            if path.lstat().st_ino == self._inode:
+                path.unlink()
 
 
 def _path(name: str) -> Path:

@@ -13,6 +13,7 @@ from msgspec import UNSET, UnsetType
 from . import changes, forks, ownership, processes
 from .arguments import check_flag, check_mode, check_seconds, check_whole, parse_session_id
 from .attachment import Attachment
+from .errors import RegistryClosed
 from .layout import Geometry, check_name
 from .reactor import Reactor
 from .recovery import Recovery
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from .maps import Map
+    from .protocol import Reply
     from .session import Session, SessionStatus
 
 T = TypeVar("T")
@@ -130,12 +132,20 @@ class SessionManager(SessionWrites):
         return recovery
 
     def _serve(self, max_clients: int) -> Serving:
+        name, change = self._name, _weakly(self._change)
+
+        def change_while_alive(*arguments: Any) -> Reply:  # noqa: ANN401 - those of _change
+            reply: Reply | None = change(*arguments)
+            if reply is None:
+                raise RegistryClosed(name, "its manager is gone")
+            return reply
+
         return Serving(
-            self._name,
+            name,
             control=self._own.control,
             registry=self._registry,
             reactor=self._reactor,
-            change=_weakly(self._change),
+            change=change_while_alive,
             max_clients=max_clients,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Final
 
-from . import endpoint
+from .endpoint import Endpoint
 from .once import OnceOnly
 from .server import Server
 from .service import Service
@@ -49,27 +49,27 @@ class Serving:
             RegistryForbidden, OSError: where there can be no socket.
         """
         self._control = control
-        self._listener, self._path = endpoint.listen(name)
+        self._endpoint = Endpoint(name)
         with contextlib.ExitStack() as undo:
-            undo.callback(self._listener.close)
-            undo.callback(endpoint.remove, self._path, self._listener)
+            undo.callback(self._endpoint.listener.close)
+            undo.callback(self._endpoint.withdraw)
             service = Service(OnceOnly(registry, control), change)
             self._server = Server(
                 name,
-                self._listener,
+                self._endpoint.listener,
                 instance=control.instance.bytes,
                 answer=service.answer,
                 max_clients=max_clients,
             )
             reactor.at_end(self._server.stop)
             reactor.run(self._server.start())
-            control.publish_socket(self._path)
+            control.publish_socket(self._endpoint.path)
             undo.pop_all()
 
     def withdraw(self) -> None:
         """Say that nobody answers any more; those who are connected still are."""
         self._control.publish_socket(None)
-        endpoint.remove(self._path, self._listener)
+        self._endpoint.withdraw()
 
     def stop(self, reactor: Reactor) -> None:
         """Carry out what came, and end with every client. May be repeated."""

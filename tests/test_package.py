@@ -36,6 +36,8 @@ PURE = (
     "deadlines",
     "writer",
     "registry",
+    "protocol",
+    "once",
 )
 ORDER = (
     *PURE,
@@ -50,8 +52,13 @@ ORDER = (
     "reads",
     "reader",
     "changes",
+    "logs",
+    "endpoint",
+    "service",
+    "server",
     "reactor",
     "recovery",
+    "serving",
     "writes",
     "manager",
     "cli",
