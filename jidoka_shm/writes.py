@@ -8,7 +8,6 @@ exception in the middle of one, what this process knows of the table is made ane
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
@@ -23,6 +22,7 @@ from .errors import (
     RegistryClosed,
     RegistryNotFound,
 )
+from .logs import log
 from .reads import SessionReads
 from .recovery import log_dropped
 from .registry import Instant, Registry
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_log = logging.getLogger("jidoka_shm")
 
 _CLOSED: Final = "this manager is closed"
 _DESTROYED: Final = "another process destroyed it"
@@ -162,7 +161,7 @@ class SessionWrites(SessionReads):
             self._registry.expire(_now())
         except CorruptRegistry as error:
             # One damaged record must not keep all that is due after it waiting.
-            _log.error("recovering registry %r: %s", self._name, str(error))
+            log.error("recovering registry %r: %s", self._name, str(error))
             self._resume()
         except TableGone:
             self._resume()
@@ -174,7 +173,7 @@ class SessionWrites(SessionReads):
         with self._lock:
             if self._closed:
                 return
-            _log.error("the names of registry %r were removed: closing it", self._name)
+            log.error("the names of registry %r were removed: closing it", self._name)
             self._own.end(self._registry.table)
             self._let_go(_REMOVED)
         self._reactor.stop()

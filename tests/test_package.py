@@ -41,6 +41,7 @@ PURE = (
 )
 ORDER = (
     *PURE,
+    "logs",
     "segment",
     "processes",
     "forks",
@@ -52,7 +53,6 @@ ORDER = (
     "reads",
     "reader",
     "changes",
-    "logs",
     "endpoint",
     "service",
     "server",
@@ -249,7 +249,7 @@ def test_nothing_packs_into_shared_memory(module: str) -> None:
 def test_only_what_knows_no_memory_decodes(module: str) -> None:
     """T3: what decodes records has nothing to decode from but the private copies it is given."""
     if "Decoder" in _names(module):
-        assert module in {"maps", "session"}
+        assert module in {"maps", "session", "protocol", "service"}
         assert not _names(module) & {"mmap", "memoryview", "memory", "Memory", "frombuffer"}
 
 
