@@ -38,4 +38,4 @@ class Seldom:
             return
         self._last[message] = now
         more = self._kept_back.pop(message, 0)
-        log.warning(message + (f" (and {more} times before)" if more else ""), *facts)
+        log.warning(f"{message} (and {more} times before)" if more else message, *facts)
