@@ -85,10 +85,14 @@ class Reactor:
         """Have the loop do ``work``, and wait for it, for some seconds at most.
 
         Raises:
-            RuntimeError: where the reactor was stopped.
+            RuntimeError: where the reactor was stopped, or in its own thread, which cannot wait
+                for itself.
             TimeoutError: where the work takes longer.
         """
         try:
+            if threading.current_thread() is self._thread:
+                msg = "the reactor's own thread cannot wait for it"
+                raise RuntimeError(msg)
             done = asyncio.run_coroutine_threadsafe(work, self._loop)
         except RuntimeError:
             work.close()

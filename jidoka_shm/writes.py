@@ -253,6 +253,8 @@ class SessionWrites(SessionReads):
             # A fork in the middle of a change may return into it here.
             self._registry.revoke(gone)
         self._view = self._registry = gone
+        # Its loop does not run here, and would be waited for.
+        self._serving = None
         self._lock = threading.RLock()
         self._finalizer.detach()
 
