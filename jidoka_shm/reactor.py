@@ -89,10 +89,11 @@ class Reactor:
                 for itself.
             TimeoutError: where the work takes longer.
         """
+        if threading.current_thread() is self._thread:
+            work.close()
+            msg = "the reactor's own thread cannot wait for it"
+            raise RuntimeError(msg)
         try:
-            if threading.current_thread() is self._thread:
-                msg = "the reactor's own thread cannot wait for it"
-                raise RuntimeError(msg)
             done = asyncio.run_coroutine_threadsafe(work, self._loop)
         except RuntimeError:
             work.close()
