@@ -5,15 +5,18 @@ Everything that can be wrong with an argument is found here, before a lock is ta
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET
 
 from . import processes
 from .arguments import check_pid, check_seconds, check_text, check_whole
-from .control import Identity
+from .errors import OwnerNotAlive
 from .maps import encode_map, encode_maps
 from .session import parse_status
+
+if TYPE_CHECKING:
+    from .control import Identity
 
 
 def for_create(metadata: object, llm_config: object, pid: object, ttl: object) -> dict[str, Any]:
@@ -56,9 +59,16 @@ def for_terminate(error: object) -> dict[str, Any]:
 
 
 def _owner(pid: object) -> Identity:
-    """Return who ``pid`` is; its start time 0 where it is not alive."""
+    """Return who ``pid`` is.
+
+    Raises:
+        OwnerNotAlive: where it is nobody, or a zombie.
+    """
     number = check_pid(pid)
-    return processes.identity_of(number) or Identity(number, 0, processes.own_namespace())
+    owner = processes.find(number)
+    if owner is None:
+        raise OwnerNotAlive(number)
+    return owner
 
 
 def _ttl(seconds: object) -> int:

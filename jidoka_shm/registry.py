@@ -12,6 +12,7 @@ from uuid import UUID
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
+from .control import Identity
 from .deadlines import Deadlines
 from .errors import (
     IllegalTransition,
@@ -20,12 +21,13 @@ from .errors import (
     SessionNotFound,
     VersionConflict,
 )
+from .owners import Owners
 from .session import MOVES, Session, SessionStatus, decode_payload
 
 if TYPE_CHECKING:
     from msgspec import Raw
 
-    from .control import ControlWriter, Identity
+    from .control import ControlWriter
     from .writer import Dropped, TableWriter
 
 #: An attribute of an enumeration costs as much as four of a module.
@@ -35,8 +37,9 @@ _TERMINATED: Final = SessionStatus.TERMINATED
 #: What the record of an expired session says.
 EXPIRED: Final = "expired"
 
-#: Due sessions that one call of ``expire`` handles, so that other callers get their turn.
-_BATCH: Final = 256
+#: Sessions that one call of ``expire`` or ``owner_ended`` handles, so that other callers get
+#: their turn.
+BATCH: Final = 256
 
 
 class Instant(NamedTuple):
@@ -61,14 +64,15 @@ class Registry:
         self._control = control
         self._cleanup_delay = cleanup_delay
         self._deadlines = Deadlines()
+        self.owners = Owners()
 
     def resume(self, identity: Identity) -> tuple[int, tuple[Dropped, ...]]:
-        """Take up what the table holds, deadlines included.
+        """Take up what the table holds, deadlines and owners included.
 
         Returns:
             How many sessions were kept, and what was dropped.
         """
-        self._deadlines = Deadlines()
+        self._deadlines, owners = Deadlines(), Owners()
         kept = 0
 
         def visit(session: Session) -> None:
@@ -77,8 +81,12 @@ class Registry:
             deadline = session.deadline()
             if deadline is not None:
                 self._deadlines.set(session.session_id.int, deadline)
+            if session.pid is not None and session.status is not _TERMINATED:
+                owners.set(session.session_id.int, _owner_of(session))
 
         dropped = self.table.resume(identity, visit)
+        owners.replace(self.owners)
+        self.owners = owners
         self._control.count("dropped", len(dropped))
         return kept, dropped
 
@@ -134,6 +142,8 @@ class Registry:
         self.table.insert(session)
         if deadline is not None:
             self._deadlines.set(session_id.int, deadline)
+        if owner is not None:
+            self.owners.set(session_id.int, owner)
         self._control.count("created")
         return session
 
@@ -173,10 +183,15 @@ class Registry:
             changes |= _owner_marks(owner)
         if ttl is not UNSET:
             changes |= _expiry(ttl, now)
+        pid = session.pid if owner is UNSET else None if owner is None else owner.pid
         if status is _TERMINATED:
             changes["deadline"] = now.monotonic + self._cleanup_delay
-        pid = session.pid if owner is UNSET else None if owner is None else owner.pid
-        return self._replace(entry, session, now, changes, status=status, pid=pid)
+            # Nobody need know any more whether that process lives.
+            owner = None
+        changed = self._replace(entry, session, now, changes, status=status, pid=pid)
+        if owner is not UNSET:
+            self.owners.set(session_id.int, owner)
+        return changed
 
     def terminate(self, session_id: UUID, *, error: str | None, now: Instant) -> None:
         """End a session; it stays visible as terminated for the cleanup delay.
@@ -197,8 +212,37 @@ class Registry:
                 kept = (error or "").encode()[: large.limit - large.size]
                 changes["error"] = kept.decode(errors="ignore")
                 self._replace(entry, session, now, changes, status=status, pid=session.pid)
+            if session.pid is not None:
+                # As above.
+                self.owners.set(session_id.int, None)
+
+    def owner_ended(self, owner: Identity, error: str, now: Instant, *, limit: int = BATCH) -> int:
+        """Terminate sessions of an owner process that ended.
+
+        Args:
+            owner: the process.
+            error: how it ended, for the sessions to say.
+            now: the time.
+            limit: how many sessions at most, so that other callers get their turn.
+
+        Returns:
+            How many it has seen to: all that there were, where they are fewer than ``limit``.
+        """
+        keys = self.owners.sessions_of(owner, limit)
+        for key in keys:
+            if self.table.look_up(UUID(int=key)) is not None:
+                self.terminate(UUID(int=key), error=error, now=now)
+            self.owners.set(key, None)
+        return len(keys)
 
     # ------------------------------------------------------------------ deadlines
+
+    def next_turn(self) -> int | None:
+        """Return when the writer is to look after the registry by itself; 0 is at once.
+
+        It is where an owner is not watched yet, and else the next deadline.
+        """
+        return 0 if self.owners.arrived else self._deadlines.next()
 
     def next_deadline(self) -> int | None:
         """Return when ``expire`` has something to do, in nanoseconds of the monotonic clock."""
@@ -206,7 +250,7 @@ class Registry:
 
     def expire(self, now: Instant) -> None:
         """Remove the terminated whose delay is over, terminate those past their time to live."""
-        for key in self._deadlines.due(now.monotonic, _BATCH):
+        for key in self._deadlines.due(now.monotonic, BATCH):
             session_id = UUID(int=key)
             found = self.table.look_up(session_id)
             if found is None:
@@ -286,6 +330,12 @@ def _expiry(ttl: int | None, now: Instant) -> dict[str, Any]:
     if ttl is None:
         return {"expires": None, "deadline": None}
     return {"expires": _whole_microseconds(now.wall + ttl), "deadline": now.monotonic + ttl}
+
+
+def _owner_of(session: Session) -> Identity:
+    """Return the owner that a session's record names, what it does not say of it as 0."""
+    payload = session.payload()
+    return Identity(session.pid or 0, payload.owner_start or 0, payload.owner_namespace or 0)
 
 
 def _owner_marks(owner: Identity | None) -> dict[str, Any]:

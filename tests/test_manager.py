@@ -214,7 +214,7 @@ def test_what_is_given_changes_and_the_rest_stays(manager: SessionManager) -> No
         {"metadata": None},
         {"llm_config": {"d": 4}},
         {"llm_config": None},
-        {"pid": 2},
+        {"pid": os.getpid()},
         {"pid": None},
         {"ttl": None},
         {},

@@ -34,6 +34,7 @@ PURE = (
     "cache",
     "scan",
     "deadlines",
+    "owners",
     "writer",
     "registry",
 )
@@ -50,6 +51,7 @@ ORDER = (
     "reads",
     "reader",
     "changes",
+    "watches",
     "reactor",
     "recovery",
     "writes",
@@ -67,6 +69,7 @@ VALUES = {
     "errno",
     "functools",
     "heapq",
+    "itertools",
     "math",
     "msgspec",
     "numpy",
