@@ -191,7 +191,9 @@ class Registry:
             changes["deadline"] = now.monotonic + self._cleanup_delay
             # Nobody need know any more whether that process lives.
             owner = None
-        changed = self._replace_for(request, entry, session, now, changes, status=status, pid=pid)
+        changed = self._replace(
+            entry, session, now, changes, status=status, pid=pid, request=request
+        )
         if owner is not UNSET:
             self.owners.set(session_id.int, owner)
         return changed
@@ -209,13 +211,11 @@ class Registry:
         """
         entry, session = self._visible(session_id)
         if session.status is not _TERMINATED:
-            changes: dict[str, Any] = {
-                "error": error,
-                "deadline": now.monotonic + self._cleanup_delay,
-            }
+            deadline = now.monotonic + self._cleanup_delay
+            changes: dict[str, Any] = {"error": error, "deadline": deadline}
             end: dict[str, Any] = {"status": _TERMINATED, "pid": session.pid}
             try:
-                self._replace_for(request, entry, session, now, changes, **end)
+                self._replace(entry, session, now, changes, request=request, **end)
             except RecordTooLarge as large:
                 # The end must succeed; its reason is what can be shortened.
                 kept = (error or "").encode()[: large.limit - large.size]
@@ -300,24 +300,6 @@ class Registry:
             raise SessionNotFound(session_id)
         return entry, session
 
-    def _replace_for(
-        self,
-        request: bytes | None,
-        entry: int,
-        session: Session,
-        now: Instant,
-        changes: dict[str, Any],
-        **fields: Any,  # noqa: ANN401 - as _replace has them
-    ) -> Session:
-        """Commit as ``_replace`` does, with the id of a request in the record where it fits."""
-        if request is None:
-            return self._replace(entry, session, now, changes, **fields)
-        try:
-            return self._replace(entry, session, now, {**changes, "request": request}, **fields)
-        except RecordTooLarge:
-            # What fits without the id must not fail for it.
-            return self._replace(entry, session, now, {**changes, "request": None}, **fields)
-
     def _replace(  # noqa: PLR0913 - one argument a field
         self,
         entry: int,
@@ -327,9 +309,20 @@ class Registry:
         *,
         status: SessionStatus,
         pid: int | None,
+        request: bytes | None = None,
     ) -> Session:
-        """Commit a session's next version, with ``changes`` to its payload."""
+        """Commit a session's next version, with ``changes`` to its payload.
+
+        The id of a request goes into the payload as well, where it fits: what fits without it must
+        not fail for it.
+        """
         packed = session._payload  # noqa: SLF001 - ours
+        if request is not None:
+            try:
+                marked = {**changes, "request": request}
+                return self._replace(entry, session, now, marked, status=status, pid=pid)
+            except RecordTooLarge:
+                changes["request"] = None
         if changes:
             payload = replace(session.payload(), **changes)
             packed = payload.encode()
