@@ -108,10 +108,11 @@ class Delivery:
 
     def _check_instance(self, connection: Connection) -> None:
         """Raise unless it leads to the registry that the first of them was sent to."""
-        if self._instance not in {None, connection.instance}:
+        if self._instance is None:
+            self._instance = connection.instance
+        elif self._instance != connection.instance:
             reason = "another registry has its name now"
             raise WriterUnavailable(self._reader.name, reason=reason)
-        self._instance = connection.instance
 
     def _rest_after_loss(self) -> None:
         """Wait a moment, but not after the first loss: the next writer may be there already."""
@@ -204,7 +205,7 @@ class Delivery:
 def _value(call: Call, done: Done) -> Outcome:
     """Return what a call of its kind returns."""
     if isinstance(call.request, Update):
-        return unpack_slot(done.record)
+        return unpack_slot(done.record, call.session_id)
     return call.session_id if isinstance(call.request, Create) else None
 
 

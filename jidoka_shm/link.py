@@ -64,11 +64,11 @@ class Link:
             TimeoutError: at the deadline.
         """
         view = _view_of(reader)
-        instance = view.identity[0]
-        with contextlib.suppress(IndexError):
-            while True:
+        control, identity = view.control, view.identity
+        while self._idle:
+            with contextlib.suppress(IndexError):  # another thread has taken the last one
                 connection = self._idle.pop()
-                if connection.instance == instance:
+                if connection.control is control or connection.instance == identity[0]:
                     return connection
         return _Search(self._name, reader, deadline, start=self._start).connection()
 
