@@ -101,6 +101,7 @@ class _Search:
         self._reader = reader
         self._deadline = deadline
         self._may_start = start
+        self._started = False
         self._silent_since: float | None = None
         self._reason: str | None = None
 
@@ -146,17 +147,21 @@ class _Search:
         """Raise unless there is a writer to wait for."""
         now = time.monotonic()
         if self._reader.writer_alive is False:
-            if not self._may_start:
-                raise WriterUnavailable(self._name)
-            self._may_start = False
-            starting.start(self._name)
-            self._reason = f"`jidoka-shm serve {self._name}` was started and does not answer"
+            if not self._started:
+                self._start_one()
         elif listens:
             self._silent_since = None
         elif self._silent_since is None:
             self._silent_since = now
-        elif now - self._silent_since > _GRACE:
+        elif now - self._silent_since > _GRACE and not self._started:
             raise WriterUnavailable(self._name, reason=_SILENT)
+
+    def _start_one(self) -> None:
+        if not self._may_start:
+            raise WriterUnavailable(self._name)
+        starting.start(self._name)
+        self._started = True
+        self._reason = f"`jidoka-shm serve {self._name}` was started and does not answer"
 
 
 def _view_of(reader: SessionReads) -> Attachment:
