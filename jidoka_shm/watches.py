@@ -122,12 +122,11 @@ class Watches:
     def _drop(self, owner: Identity) -> None:
         """Watch a process no longer."""
         self._polled.pop(owner, None)
-        descriptor = self._descriptors.pop(owner, None)
+        descriptor = self._descriptors.get(owner)
         if descriptor is not None:
-            try:
-                asyncio.get_running_loop().remove_reader(descriptor)
-            finally:
-                os.close(descriptor)
+            asyncio.get_running_loop().remove_reader(descriptor)
+            # As in close; and on one line, so that an exception before it leaves all as it was.
+            os.close(self._descriptors.pop(owner))
 
 
 def is_dead(owner: Identity) -> bool:

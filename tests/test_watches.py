@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import os
 import signal
 import threading
@@ -11,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from host import exit_code, forked, in_child
+from host import exit_code, forked, in_child, stop_at_line
 from living import Grandchild, Living, pidfds
 
 from jidoka_shm import processes
@@ -447,29 +448,39 @@ def test_a_thread_that_is_named_by_its_own_number_is_looked_at() -> None:
 # ---------------------------------------------------------------------------- what goes wrong
 
 
-def test_an_exception_in_the_middle_loses_no_owner_and_no_descriptor(
-    child: Living, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("departs", [False, True])
+def test_an_exception_at_any_line_loses_no_owner_and_no_descriptor(
+    child: Living, *, departs: bool
 ) -> None:
     async def work(watched: Watched) -> None:
-        def fail(*_: object) -> None:
-            raise MemoryError
-
-        for target, attribute in (
-            (asyncio.get_running_loop(), "add_reader"),
-            (processes, "started_at"),
-            (os, "pidfd_open"),
-        ):
-            with monkeypatch.context() as patch:
-                patch.setattr(target, attribute, fail)
-                with pytest.raises(MemoryError):
-                    watched.follow(owner)
-            assert (pidfds(), watched.watches._descriptors) == (0, {})
-            assert watched.owners.arrived == {owner}
-        assert watched.follow()
+        for number in itertools.count(1):
+            watched.follow(owner, own)
+            if departs:
+                watched.owners.set(owner.pid, None)
+            else:
+                watched.drop(owner)
+                watched.owners.set(owner.pid, owner)
+            came = False
+            try:
+                came = stop_at_line(number, lambda: watched.watches.follow(watched.owners), fail)
+            except MemoryError:
+                came = True
+            # The next turn makes up for it.
+            assert watched.follow()
+            known = {own} if departs else {own, owner}
+            assert set(watched.watches._descriptors) == known
+            assert pidfds() == len(known)
+            if not came:
+                break
+        assert number > 10
+        watched.follow(owner)
         child.exit()
         await watched.end_of(owner)
 
-    owner = _who(child.pid)
+    def fail() -> None:
+        raise MemoryError
+
+    owner, own = _who(child.pid), processes.own_identity()
     _run(work)
 
 
