@@ -45,12 +45,8 @@ class Watches:
         """Have ``call()`` made in the loop's thread whenever ``ended`` has got another entry."""
         self._notify = call
 
-    def follow(self, owners: Owners) -> bool:
-        """Watch those that have arrived, some at a time, and no longer those that departed.
-
-        Returns:
-            Whether that is all of them.
-        """
+    def follow(self, owners: Owners) -> None:
+        """Watch those that have arrived, some at a time, and no longer those that departed."""
         for owner in list(owners.departed):
             self._drop(owner)
             owners.departed.discard(owner)
@@ -58,7 +54,6 @@ class Watches:
         for owner in list(islice(owners.arrived, _BATCH)):
             self._watch(owner)
             owners.arrived.discard(owner)
-        return not owners.arrived
 
     def poll(self) -> None:
         """Look at the processes for which there is no pidfd."""
