@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import seqlock
-from .layout import EMPTY, SLOT_DTYPE
+from .layout import SLOT_DTYPE
 from .slots import DAMAGED
 
 if TYPE_CHECKING:
@@ -106,8 +106,7 @@ def _changed(
     first[entries] = words
     later, second_words = table.occupied()
     second[later] = second_words
-    # And what was empty at one of two loads within either copy, so that both may call it so.
-    return np.union1d(np.flatnonzero(first != second), entries[words == EMPTY])
+    return np.flatnonzero(first != second)
 
 
 def _newest(sessions: dict[int, Session]) -> dict[int, Session]:

@@ -48,8 +48,10 @@ Copy = tuple[Head, bytes]
 DAMAGED: Final[Copy] = ((b"", 0, 0, 0, 0, 0, 0), b"")
 
 
-#: Records that ``inspect`` copies at a time, and the id that stands for one that it could not copy.
-_PART: Final = 4096
+#: Bytes of slots that ``inspect`` copies at a time, or one slot where that is larger.
+_PART: Final = 1 << 21
+
+#: The id that stands for a record that ``inspect`` could not copy.
 _NO_ID: Final = bytes(16)
 
 _header: Final = cast("Callable[[bytes], tuple[Any, ...]]", SLOT_HEADER.unpack_from)
@@ -223,9 +225,10 @@ class Slots:
 
         Only for memory at rest: while a writer writes, what is wrong may be the copy.
         """
-        # In parts, since copies of a million records would not fit a small machine.
-        for begin in range(0, len(words), _PART):
-            copies = [self.copy_whole_verified(word) for word in words[begin : begin + _PART]]
+        # In parts, since copies of all records would take as much memory as the registry.
+        part = max(_PART // self.slot_size, 1)
+        for begin in range(0, len(words), part):
+            copies = [self.copy_whole_verified(word) for word in words[begin : begin + part]]
             ids = decode_ids(b"".join([copy[0][0] or _NO_ID for copy in copies]))
             yield from map(_inspected, ids, copies)
 

@@ -170,8 +170,8 @@ class SessionTable:
     def occupied(self) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
         """Return the entries that name a slot, and a copy of their words.
 
-        A word may be torn while a writer writes, or empty by then: it counts where the change
-        word did not move meanwhile, or where a second copy agrees.
+        A word may be torn while a writer writes: it counts where the change word did not move
+        meanwhile, or where a second copy agrees.
 
         Raises:
             TableGone: where the table is no longer the registry's.
@@ -182,7 +182,9 @@ class SessionTable:
         # MOVED and CLOSED alone: of unsigned words, one less than EMPTY is the largest.
         if (words - 1 < CLOSED).any():
             raise TableGone
-        return entries, words
+        # What was emptied between the two loads names no slot, and no session stayed there.
+        there = words != EMPTY
+        return (entries, words) if there.all() else (entries[there], words[there])
 
     def read(self, entry: int, copy: Callable[[int], T]) -> tuple[int, T | None]:
         """Return one entry's word and the validated copy of its slot; None where it is empty.
@@ -217,12 +219,12 @@ class SessionTable:
         ids: dict[UUID, int] = {}
         reach: dict[int, int] = {}
         index = self._words.copy()
-        entries = np.flatnonzero(index)
-        placed = dict(zip(entries.tolist(), index[entries].tolist(), strict=True))
-        for entry in [entry for entry, word in placed.items() if word <= CLOSED]:
-            yield f"entry {entry} is {placed.pop(entry)}: the table was given up"
-        found = self.slots.inspect(list(placed.values()))
-        for (entry, word), session in zip(placed.items(), found, strict=True):
+        for entry in np.flatnonzero((index == MOVED) | (index == CLOSED)).tolist():
+            yield f"entry {entry} is {index[entry]}: the table was given up"
+        entries = np.flatnonzero(index > CLOSED)
+        words = index[entries].tolist()
+        found = self.slots.inspect(words)
+        for entry, word, session in zip(entries.tolist(), words, found, strict=True):
             slot = word & SLOT_MASK
             if isinstance(session, str):
                 yield f"{_place(entry, word)}: {session}"

@@ -121,7 +121,7 @@ class TableWriter(SessionTable):
         home = self._home_of(old)
         seqlock.commit(self.change, words, entry, EMPTY, self.next_version())
         # Lowered only after the word is gone, or a look-up would miss a session still there.
-        self._lower_reach(home, entry - home)
+        self._lower_reach(home, entry - home + 1)
         self._free.append(old & SLOT_MASK)
 
     def _pack(self, session: Session) -> bytes:
@@ -151,9 +151,8 @@ class TableWriter(SessionTable):
     def _home_of(self, word: int) -> int:
         return int.from_bytes(self.slots.copy_head(word)[0][0]) % self._index_size
 
-    def _lower_reach(self, home: int, distance: int) -> None:
-        """Set a home's reach anew after the session at ``distance`` from it is gone."""
-        reach = distance + 1
+    def _lower_reach(self, home: int, reach: int) -> None:
+        """Set a home's reach anew after the session that needed ``reach`` is gone."""
         if self.reach[home] > reach:
             return
         words = self.index.words

@@ -263,11 +263,11 @@ CASES = [
     ),
     (
         Mutant(
-            "an entry that was empty when its word was copied is read again",
-            "scan",
-            "_changed",
-            "entries[words == EMPTY]",
-            "entries[:0]",
+            "an entry that was empty when its word was copied names no slot",
+            "table",
+            "SessionTable.occupied",
+            "if there.all()",
+            "if True",
         ),
         ("+x +y", "-x y y", *LIST),
     ),

@@ -499,3 +499,31 @@ def test_one_status_that_is_none_makes_no_sessions(at: int, code: int) -> None:
     copies[at] = (*HEAD[:6], code), SESSION._payload
     with pytest.raises(KeyError):
         make_sessions(copies)
+
+
+@pytest.mark.parametrize("part", [1, 2, 3, 4, 5])
+def test_inspection_in_parts_yields_one_for_each_word(
+    part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with its own, whichever of them is the last of a part, and whichever is damaged."""
+    monkeypatch.setattr("jidoka_shm.slots._PART", part * GEOMETRY.slot_size)
+    slots, none = _slots(), WORD + 1
+    whole = next(slots.inspect([WORD]))
+    assert isinstance(whole, Session)
+    for count in range(8):
+        words = [none if at % 3 == 1 else WORD for at in range(count)]
+        found = list(slots.inspect(words))
+        assert [one if one == whole else type(one) for one in found] == [
+            whole if word == WORD else str for word in words
+        ]
+
+
+@pytest.mark.parametrize(("slot_size", "most"), [(512, 4096), (2**20, 2), (2**24, 1)])
+def test_inspection_copies_few_megabytes_ahead(
+    slot_size: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots, copied = _slots(), []
+    monkeypatch.setattr(slots, "slot_size", slot_size)
+    monkeypatch.setattr(slots, "copy_whole_verified", lambda word: copied.append(word) or DAMAGED)
+    next(slots.inspect([WORD] * 10_000))
+    assert len(copied) == most
