@@ -135,6 +135,14 @@ class _Detached:
         error = self.__dict__["_raise"]()
         raise error
 
+    # Index words and reaches are asked for by number, which Python looks up in the class alone.
+
+    def __getitem__(self, _: object) -> NoReturn:
+        self.__getattr__("")
+
+    def __setitem__(self, _: object, __: object) -> None:
+        self.__getattr__("")
+
 
 def detached(error: type[JidokaError], *facts: object) -> Attachment:
     """Return what to put in an attachment's place so that any use of it raises ``error``."""

@@ -21,7 +21,8 @@ class Cache:
     Threads share one without a lock: the worst that a race does is to forget a session.
 
     Attributes:
-        size: how many it keeps at most, 1 or more; what keeps none does not call ``keep``.
+        size: how many it keeps, 1 or more, and for a moment one more a thread; what keeps none
+            does not call ``keep``.
         kept: what it keeps, under the id's int. Readers look here themselves, since a call costs
             as much as the rest of a hit; ``words[entry] == word`` is what makes it one. It is
             the same dict for ever.

@@ -264,7 +264,10 @@ class Geometry:
 
     @property
     def entries(self) -> int:
-        """Index entries: the homes, and room beyond the last one, so that nothing wraps."""
+        """Index entries: the homes, and room beyond the last one, so that nothing wraps.
+
+        Any reach, even 255 of the last home, leads to an entry within.
+        """
         return self.index_size + MAX_DISTANCE
 
     @property

@@ -126,12 +126,13 @@ class SessionReads(Mapping[UUID, Session]):
         # Again, and not by a call, which would cost as much as a hit does.
         if type(session_id) is UUID:
             view = self._view
+            kept = view.kept
             # Nothing is asked of a cache that keeps nothing: of a miss that would be a tenth.
-            hit = view.kept and view.kept.get(session_id.int)
-            if hit:
-                entry, word, kept = hit
+            hit = kept.get(session_id.int) if kept else None
+            if hit is not None:
+                entry, word, session = hit
                 if view.words[entry] == word:
-                    return kept
+                    return session
             found = view.quick_look_up(session_id)
             if found:
                 if view.caches:
@@ -140,10 +141,10 @@ class SessionReads(Mapping[UUID, Session]):
             if found is not None:
                 return default
         try:
-            session = self._look_up(session_id)
+            looked = self._look_up(session_id)
         except InvalidSessionId:
             return default
-        return default if session is None else session
+        return default if looked is None else looked
 
     def __contains__(self, session_id: object) -> bool:
         return self.get(session_id) is not None

@@ -330,10 +330,9 @@ def end_scan(change: Words, before: int) -> bool:
 
 
 def give_up(words: Words, reach: memoryview[int], word: int) -> None:
-    """Store ``word`` (``MOVED`` or ``CLOSED``) in every entry, so that every reader meets it.
-
-    A look-up looks at no word where the reach is 0, so no reach is left so.
-    """
+    """Store ``word`` (``MOVED`` or ``CLOSED``) in every entry, so that every reader meets it."""
+    # First, since a look-up that loads a reach of 0 looks at no word: it would call a session
+    # missing that the table no longer knows of. One that is too high only costs looks.
+    reach[:] = bytes([GIVEN_UP_REACH]) * len(reach)
     for entry in range(len(words)):
         words[entry] = word
-    reach[:] = bytes([GIVEN_UP_REACH]) * len(reach)

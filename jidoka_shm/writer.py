@@ -246,7 +246,8 @@ class TableWriter(SessionTable):
     def _repair_reach(self, needed: bytearray) -> None:
         """Store each reach that is not what the sound entries need, once."""
         # Never zeroed first: a look-up that runs meanwhile would stop short of a live session.
-        for home in np.flatnonzero(np.frombuffer(self.reach, np.uint8) != needed).tolist():
+        found = np.frombuffer(bytes(self.reach), np.uint8)
+        for home in np.flatnonzero(found != needed).tolist():
             self.reach[home] = needed[home]
 
     def _is_reach_wrong(self, found: int, needed: int) -> bool:

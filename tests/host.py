@@ -224,9 +224,9 @@ def give_up_in_few_lines(patch: pytest.MonkeyPatch) -> None:
     give_up = seqlock.give_up
 
     def stop_only_at_the_ends(words: memoryview, reach: memoryview, word: int) -> None:
-        give_up(words[:2], reach[:0], word)
+        give_up(words[:2], reach, word)
         for entry in range(2, len(words) - 2):
             words[entry] = word
-        give_up(words[-2:], reach, word)
+        give_up(words[-2:], reach[:0], word)
 
     patch.setattr(seqlock, "give_up", stop_only_at_the_ends)

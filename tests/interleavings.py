@@ -176,10 +176,10 @@ class Destruction(Scenario):
     def _give_up(self) -> None:
         """Give the table up, with a stop at each of the entries around the sessions only."""
         words, reach = self.writer.index.words, self.writer.reach
-        seqlock.give_up(words[:5], reach[:0], CLOSED)
+        seqlock.give_up(words[:5], reach, CLOSED)
         for entry in range(5, len(words) - 1):
             words[entry] = CLOSED
-        seqlock.give_up(words[-1:], reach, CLOSED)
+        seqlock.give_up(words[-1:], reach[:0], CLOSED)
 
 
 def memory_of(writer: TableWriter) -> State:

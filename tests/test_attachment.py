@@ -15,6 +15,7 @@ from jidoka_shm.attachment import ReadOptions, attach, attach_again, detached
 from jidoka_shm.control import ControlWriter
 from jidoka_shm.errors import (
     CorruptRegistry,
+    ForkedHandle,
     FormatMismatch,
     RegistryClosed,
     RegistryForbidden,
@@ -437,3 +438,16 @@ def test_any_use_of_what_is_detached_raises_anew() -> None:
     assert len(set(map(id, caught))) == len(caught)
     with pytest.raises(SessionNotFound):
         detached(SessionNotFound, INSTANCE).table  # noqa: B018 - the access is what raises
+
+
+def test_what_stands_where_words_were_raises_however_it_is_asked() -> None:
+    """A forked child may return into a change, where words and reaches are asked by number."""
+    gone: Any = detached(ForkedHandle, "a")
+    with pytest.raises(ForkedHandle):
+        gone.words  # noqa: B018 - asking raises
+    with pytest.raises(ForkedHandle):
+        gone[3]
+    with pytest.raises(ForkedHandle):
+        gone[3] = 1
+    with pytest.raises(ForkedHandle):
+        bytes(gone)

@@ -286,22 +286,17 @@ def test_an_entry_that_says_given_up_by_itself_ends_no_registry(
             _assert_whole(left, reader)
 
 
-def test_a_destruction_cut_short_before_the_reaches_is_finished_by_the_next_manager(
-    left: Left,
-) -> None:
-    reach = left.geometry.reach_offset + ABSENT.int
-    assert left.whole["table"][reach] == 0
+def test_a_destruction_cut_short_between_reaches_and_words_did_not_begin(left: Left) -> None:
     change = CONTROL_FIELDS["change"]
-    with SessionReader(left.name) as reader, SessionReader(left.name) as other:
+    with SessionReader(left.name) as reader:
         left.put("control", change, bytes([left.whole["control"][change] | 1]))
-        left.put("table", 64, CLOSED.to_bytes(8, "little") * left.geometry.entries)
-        with pytest.raises(RegistryClosed):
-            other.get(IDS[0])
-        # Its reach says that it is not there, which is so; what comes next must not be missed.
+        left.put("table", left.geometry.reach_offset, b"\xff" * left.geometry.index_size)
+        _assert_whole(left, reader)
         assert reader.get(ABSENT) is None
         with SessionManager(left.name) as manager:
-            assert manager.recovery is None
-            assert len(manager) == 0
+            assert manager.recovery is not None
+            _assert_whole(left, manager)
+            assert manager.check() == []
             manager.create_session(session_id=ABSENT)
             assert astuple(reader[ABSENT]) == astuple(manager[ABSENT])
 

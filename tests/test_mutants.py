@@ -224,8 +224,8 @@ CASES = [
             "a cached session whose entry is empty is looked for again from home",
             "reads",
             "SessionReads.get",
-            "if view.words[entry] == word:\n                return kept",
-            "if view.words[entry] == word:\n                return kept\n"
+            "if view.words[entry] == word:\n                return session",
+            "if view.words[entry] == word:\n                return session\n"
             "            if view.words[entry] == 0:\n"
             "                return default",
         ),

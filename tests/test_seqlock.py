@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import jidoka_shm
 from jidoka_shm import seqlock
 from jidoka_shm.errors import ReadContended
-from jidoka_shm.layout import CLOSED, EMPTY, MOVED, index_word
+from jidoka_shm.layout import CLOSED, EMPTY, GIVEN_UP_REACH, MOVED, index_word
 from jidoka_shm.seqlock import SequenceWords
 
 if TYPE_CHECKING:
@@ -133,7 +133,20 @@ def test_a_table_given_up_says_so_in_every_word_and_its_reach_leads_to_one(word:
     words[3] = ONE
     seqlock.give_up(words, reach, word)
     assert words.tolist() == 10 * [word]
-    assert min(reach) > 0
+    assert set(reach) == {GIVEN_UP_REACH}
+
+
+def test_no_word_is_given_up_before_every_reach_leads_to_one() -> None:
+    """Else a look-up would call missing what the table no longer knows of."""
+    reach = memoryview(bytearray(3))
+    seen: list[set[int]] = []
+
+    class Words(list[int]):
+        def __setitem__(self, at: object, word: object) -> None:
+            seen.append(set(reach))
+
+    seqlock.give_up(Words([0, 0]), reach, CLOSED)
+    assert seen == [{GIVEN_UP_REACH}, {GIVEN_UP_REACH}]
 
 
 # ---------------------------------------------------------------------------- scans
