@@ -10,12 +10,14 @@ import asyncio
 import contextlib
 import selectors
 import threading
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, Final
 
 from . import forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from concurrent.futures import Future
 
 #: Loops of forked-from processes, kept for ever: collecting one would warn, or act on the epoll
 #: that it shares with the parent.
@@ -56,6 +58,7 @@ class Reactor:
         self._began = threading.Event()
         self._given_up = False
         self._ending: Callable[[], Coroutine[Any, Any, None]] | None = None
+        self._waiting: set[Future[None]] = set()
         try:
             self._thread = threading.Thread(target=self._run, name=name, daemon=True)
             forks.register(self)
@@ -85,20 +88,35 @@ class Reactor:
         """Have the loop do ``work``, and wait for it, for some seconds at most.
 
         Raises:
-            RuntimeError: where the reactor was stopped.
+            RuntimeError: where the reactor was stopped, in a forked child, and in the reactor's
+                own thread, which cannot wait for itself.
             TimeoutError: where the work takes longer.
         """
+        # In a forked child the thread does not run, whatever the loop says of itself.
+        if threading.current_thread() is self._thread or not self._thread.is_alive():
+            work.close()
+            msg = "the reactor's thread cannot do this work"
+            raise RuntimeError(msg)
         try:
             done = asyncio.run_coroutine_threadsafe(work, self._loop)
         except RuntimeError:
             work.close()
             raise
+        self._waiting.add(done)
         try:
+            if self._loop.is_closed():
+                # It may have been closed before this was among those that it calls off.
+                done.cancel()
             done.result(_LONGEST)
+        except CancelledError:
+            work.close()
+            msg = "the reactor was stopped"
+            raise RuntimeError(msg) from None
         except TimeoutError:
-            # A loop that another thread has stopped meanwhile does no work any more.
             done.cancel()
             raise
+        finally:
+            self._waiting.discard(done)
 
     def at_end(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Have the loop do ``work`` when the reactor is stopped, before the thread ends."""
@@ -143,10 +161,19 @@ class Reactor:
             return
         try:
             self._loop.run_forever()
-            if self._ending is not None:
-                self._loop.run_until_complete(self._ending())
+            self._end()
         finally:
             self._loop.close()
+            # Work that came too late even for a task. Nobody is to wait for it in vain.
+            for done in list(self._waiting):
+                done.cancel()
+
+    def _end(self) -> None:
+        if self._ending is not None:
+            self._loop.run_until_complete(self._ending())
+        # What other threads wait for meanwhile: a task that is dropped would warn.
+        while tasks := asyncio.all_tasks(self._loop):
+            self._loop.run_until_complete(asyncio.wait(tasks))
 
     def _wake(self, deadline: int | None) -> None:
         self._asked = None

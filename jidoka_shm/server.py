@@ -60,17 +60,15 @@ class Server:
     def __init__(
         self,
         name: str,
-        listener: socket.socket,
         *,
         instance: bytes,
         answer: Callable[[Request], Reply],
         max_clients: int,
     ) -> None:
-        """Take a socket that listens.
+        """Take what answers.
 
         Args:
             name: the registry's name, for the log.
-            listener: the socket.
             instance: the registry's instance, 16 bytes.
             answer: carries a request out, in the loop's thread.
             max_clients: how many clients there may be at once.
@@ -78,7 +76,7 @@ class Server:
         self.name = name
         self.answer = answer
         self.greeting = encode(Hello(PROTOCOL_VERSION, instance))
-        self._listener = listener
+        self._listener: socket.socket | None = None
         self._max_clients = max_clients
         self._clients: set[Connection] = set()
         self._gone = asyncio.Event()
@@ -86,12 +84,14 @@ class Server:
         self._uid = os.geteuid()
         forks.register(self)
 
-    async def start(self) -> None:
-        """Accept clients from now on."""
+    async def start(self, listener: socket.socket) -> None:
+        """Accept clients from now on, at a socket that listens."""
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_log_failure)
         this = weakref.ref(self)
+        self._listener = listener
         self._server = await loop.create_unix_server(
-            lambda: Connection(cast("Server", this())), sock=self._listener
+            lambda: Connection(cast("Server", this())), sock=listener
         )
 
     async def stop(self) -> None:
@@ -119,7 +119,8 @@ class Server:
         if uid != self._uid:
             _seldom.warning("registry %r: refused process %d of user %d", self.name, pid, uid)
             return f"this service belongs to the user with uid {self._uid}"
-        limit = min(self._max_clients, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVE)
+        room = max(0, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVE)
+        limit = min(self._max_clients, room)
         if len(self._clients) >= limit:
             _seldom.warning("registry %r: refused a client beyond %d", self.name, limit)
             return f"this service has {limit} clients, and takes no more"
@@ -137,9 +138,19 @@ class Server:
         What asyncio would do acts on the epoll that both processes share. A copy that stayed open
         would keep the parent's clients from seeing it die.
         """
-        self._listener.close()
+        if self._listener is not None:
+            self._listener.close()
         for client in self._clients:
             client.forget()
+
+
+def _log_failure(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    if isinstance(error, OSError):
+        # No descriptor is left for a client, and asyncio tries again each second.
+        _seldom.warning("%s: %s", context["message"], error)
+    else:
+        loop.default_exception_handler(context)
 
 
 class Connection(asyncio.Protocol):
@@ -151,7 +162,7 @@ class Connection(asyncio.Protocol):
         self._server = server
         self._buffer = FrameBuffer()
         self._frames: Iterator[bytes] = iter(())
-        self._is_full = self._is_busy = self._is_finishing = False
+        self._is_full = self._is_busy = self._is_waiting = self._is_finishing = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet a client, or refuse it."""
@@ -179,7 +190,8 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Go on."""
         self._is_full = False
-        if self._is_busy:
+        # Else its turn comes anyway, and a second one each round would be more than its share.
+        if not self._is_waiting:
             self._turn()
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 - asyncio's
@@ -204,6 +216,7 @@ class Connection(asyncio.Protocol):
 
     def _turn(self) -> None:
         """Carry out some of what came, and answer it with one write."""
+        self._is_waiting = False
         if not self._is_busy or self._is_full or self._transport.is_closing():
             return
         replies: list[bytes] = []
@@ -213,6 +226,7 @@ class Connection(asyncio.Protocol):
                 replies.append(encode(self._server.answer(decode_request(frame))))
                 size += len(replies[-1])
                 if len(replies) >= _TURN or size >= _HIGH:
+                    self._is_waiting = True
                     self._transport.write(b"".join(replies))
                     asyncio.get_running_loop().call_soon(self._turn)
                     return
@@ -226,6 +240,12 @@ class Connection(asyncio.Protocol):
             self._transport.write(b"".join(replies))
             self._transport.close()
             return
+        except Exception:
+            # A client whose request is never answered must not wait for ever, and nobody knows
+            # what became of it. What follows it is not to be carried out either.
+            self._transport.write(b"".join(replies))
+            self._transport.close()
+            raise
         self._is_busy = False
         self._transport.write(b"".join(replies))
         if self._is_finishing:
