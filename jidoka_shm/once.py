@@ -34,11 +34,16 @@ from .session import SessionStatus
 from .slots import pack_slot
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from uuid import UUID
 
     from .control import ControlReader
     from .protocol import Again, Reply
     from .registry import Instant, Registry
+    from .session import Session
+
+    Known = Reply | None
+    Judge = Callable[[Session | None, bytes, Again], Known]
 
 #: Requests that are remembered, the latest: a connection that breaks has fewer under way.
 _REMEMBERED: Final = 4096
@@ -83,7 +88,7 @@ class OnceOnly:
             now: the time.
             fields: the rest of the session.
         """
-        known = self._known(session_id, request, again)
+        known = self._known(self._judge_change, session_id, request, again)
         if known is not None:
             return known
         try:
@@ -103,7 +108,7 @@ class OnceOnly:
         **fields: Any,  # noqa: ANN401 - those of Registry.update
     ) -> Reply:
         """Update a session as ``Registry.update`` does; otherwise as ``create``."""
-        known = self._known(session_id, request, again)
+        known = self._known(self._judge_change, session_id, request, again)
         if known is not None:
             return known
         try:
@@ -123,7 +128,7 @@ class OnceOnly:
         error: str | None,
     ) -> Reply:
         """Terminate a session as ``Registry.terminate`` does; otherwise as ``create``."""
-        known = self._known_end(session_id, request, again)
+        known = self._known(self._judge_end, session_id, request, again)
         if known is not None:
             return known
         try:
@@ -133,14 +138,19 @@ class OnceOnly:
             raise
         return self._remember(request, _NO_RECORD)
 
-    def _known(self, session_id: UUID, request: bytes, again: Again | None) -> Reply | None:
-        """Return the answer to a request that was carried out, or of which that is unknown."""
+    def _known(self, judge: Judge, session_id: UUID, request: bytes, again: Again | None) -> Known:
+        """Return the answer to a request that is not to be carried out, or None."""
         # Of one that comes for the first time too. What was sent over a connection that the client
-        # has left may lie there unread until its repetition has been answered over the next one.
+        # has left may lie there unread until its repetition has been answered over the next one,
+        # and then must not change anything behind the answer.
         reply = self._replies.get(request)
         if reply is not None or again is None:
             return reply
-        session = self._registry.find(session_id)
+        reply = judge(self._registry.find(session_id), request, again)
+        return None if reply is None else self._remember(request, reply)
+
+    def _judge_change(self, session: Session | None, request: bytes, again: Again) -> Known:
+        """Return what became of a creation or an update; None where it was not made."""
         if session is None:
             return _UNKNOWN if self._removed_since(again) else None
         if session.version <= again.version:
@@ -149,12 +159,10 @@ class OnceOnly:
             return Done(pack_slot(session))
         return _UNKNOWN
 
-    def _known_end(self, session_id: UUID, request: bytes, again: Again | None) -> Reply | None:
-        """Return as ``_known`` does the answer to a terminate."""
-        reply = self._replies.get(request)
-        if reply is not None or again is None or not self._removed_since(again):
-            return reply
-        session = self._registry.find(session_id)
+    def _judge_end(self, session: Session | None, _: bytes, again: Again) -> Known:
+        """Return what became of a terminate; None where it is not made, or there is none to make."""
+        if not self._removed_since(again):
+            return None
         if session is None:
             return _NO_RECORD
         # One that lives was not terminated; but it may be another one of the same id by now.
