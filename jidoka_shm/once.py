@@ -160,7 +160,7 @@ class OnceOnly:
         return _UNKNOWN
 
     def _judge_end(self, session: Session | None, _: bytes, again: Again) -> Known:
-        """Return what became of a terminate; None where it is not made, or there is none to make."""
+        """Return what became of a terminate; None where it was not made, or is none to make."""
         if not self._removed_since(again):
             return None
         if session is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from uuid import UUID
@@ -53,24 +54,32 @@ GOLDEN: dict[str, tuple[Request | Reply, str]] = {
     "done": (Done(b"\x01\x02"), "0a000000 92 a4646f6e65 c4020102"),
     "failed": (
         Failed("SessionNotFound", [ID.bytes]),
-        "2b000000 93 a66661696c6564 af53657373696f6e4e6f74466f756e64"
-        "91c41000112233445566778899aabbccddeeff",
+        (
+            "2b000000 93 a66661696c6564 af53657373696f6e4e6f74466f756e64"
+            "91c41000112233445566778899aabbccddeeff"
+        ),
     ),
     "unknown": (Unknown(), "09000000 91 a7756e6b6e6f776e"),
     "create": (
         Create(REQUEST, None, ID.bytes, MAPS, (7, 8, 9), 5),
-        "38000000 97 a6637265617465 c410000102030405060708090a0b0c0d0e0f c0"
-        "c41000112233445566778899aabbccddeeff 9281a1610180 93070809 05",
+        (
+            "38000000 97 a6637265617465 c410000102030405060708090a0b0c0d0e0f c0"
+            "c41000112233445566778899aabbccddeeff 9281a1610180 93070809 05"
+        ),
     ),
     "update": (
         Update(REQUEST, Again(3, 4), ID.bytes, 2, Fields(status="active", ttl=None)),
-        "44000000 96 a6757064617465 c410000102030405060708090a0b0c0d0e0f 920304"
-        "c41000112233445566778899aabbccddeeff 02 82a6737461747573a6616374697665a374746cc0",
+        (
+            "44000000 96 a6757064617465 c410000102030405060708090a0b0c0d0e0f 920304"
+            "c41000112233445566778899aabbccddeeff 02 82a6737461747573a6616374697665a374746cc0"
+        ),
     ),
     "terminate": (
         Terminate(REQUEST, None, ID.bytes, "late"),
-        "35000000 95 a97465726d696e617465 c410000102030405060708090a0b0c0d0e0f c0"
-        "c41000112233445566778899aabbccddeeff a46c617465",
+        (
+            "35000000 95 a97465726d696e617465 c410000102030405060708090a0b0c0d0e0f c0"
+            "c41000112233445566778899aabbccddeeff a46c617465"
+        ),
     ),
 }
 REQUESTS = {"create", "update", "terminate"}
@@ -134,7 +143,7 @@ def _fed(buffer: FrameBuffer, pieces: list[bytes]) -> tuple[list[bytes], bool]:
 
 def _split(data: bytes, cuts: list[int]) -> list[bytes]:
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in itertools.pairwise(edges)]
 
 
 @given(bodies, st.lists(st.integers(0, 1 << 16), max_size=20))
