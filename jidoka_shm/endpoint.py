@@ -42,7 +42,9 @@ class Endpoint:
         self.path = ""
 
     def open(self) -> socket.socket:
-        """Listen; the caller holds the registry's lock. It may be closed however this ends.
+        """Listen; the caller holds the registry's lock.
+
+        However this ends, ``withdraw`` removes what it left, and a ``listener`` is to be closed.
 
         Raises:
             RegistryForbidden: where the directory belongs to another user.
@@ -61,13 +63,8 @@ class Endpoint:
         self.listener.listen(_BACKLOG)
         return self.listener
 
-    def close(self) -> None:
-        """Listen no more, and remove the socket's name, unless it is another socket's by now.
-
-        May be repeated.
-        """
-        if self.listener is not None:
-            self.listener.close()
+    def withdraw(self) -> None:
+        """Remove the socket's name, unless it is another socket's by now. May be repeated."""
         path = Path(self.path)
         with contextlib.suppress(OSError):
             # Whoever removed it by hand may have made room for a successor.

@@ -114,8 +114,6 @@ class SessionManager(SessionWrites):
                 self._serving = self._make_serving(max_clients)
                 # First, so that an interrupt at any line of its start leaves no socket behind.
                 undo.callback(self._serving.withdraw)
-                # Here too, since what is withdrawn is not to be used by a loop that still runs.
-                undo.callback(self._reactor.stop)
                 self._serving.start(self._reactor)
             self._finalizer = weakref.finalize(
                 self, release, self._own, self._reactor, self._serving

@@ -10,14 +10,13 @@ import asyncio
 import contextlib
 import selectors
 import threading
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, Final
 
 from . import forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from concurrent.futures import Future
 
 #: Loops of forked-from processes, kept for ever: collecting one would warn, or act on the epoll
 #: that it shares with the parent.
@@ -56,9 +55,10 @@ class Reactor:
         self._timer: asyncio.TimerHandle | None = None
         self._loop.call_later(_WATCH_INTERVAL, self._tick)
         self._began = threading.Event()
-        self._given_up = False
+        self._given_up = self._is_ending = False
         self._ending: Callable[[], Coroutine[Any, Any, None]] | None = None
         self._waiting: set[Future[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         try:
             self._thread = threading.Thread(target=self._run, name=name, daemon=True)
             forks.register(self)
@@ -84,7 +84,7 @@ class Reactor:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._wake, deadline)
 
-    def run(self, work: Coroutine[Any, Any, None]) -> None:
+    def run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Have the loop do ``work``, and wait for it, for some seconds at most.
 
         Raises:
@@ -94,27 +94,20 @@ class Reactor:
         """
         # In a forked child the thread does not run, whatever the loop says of itself.
         if threading.current_thread() is self._thread or not self._thread.is_alive():
-            work.close()
             msg = "the reactor's thread cannot do this work"
             raise RuntimeError(msg)
-        try:
-            done = asyncio.run_coroutine_threadsafe(work, self._loop)
-        except RuntimeError:
-            work.close()
-            raise
+        done: Future[None] = Future()
         self._waiting.add(done)
         try:
+            # The coroutine is made there: one that an interrupt leaves here would warn.
+            self._loop.call_soon_threadsafe(self._begin, work, done)
             if self._loop.is_closed():
                 # It may have been closed before this was among those that it calls off.
                 done.cancel()
             done.result(_LONGEST)
         except CancelledError:
-            work.close()
             msg = "the reactor was stopped"
             raise RuntimeError(msg) from None
-        except TimeoutError:
-            done.cancel()
-            raise
         finally:
             self._waiting.discard(done)
 
@@ -127,7 +120,7 @@ class Reactor:
         if self._loop.is_closed():
             return
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop.call_soon_threadsafe(self._stop_once)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -168,6 +161,19 @@ class Reactor:
             for done in list(self._waiting):
                 done.cancel()
 
+    def _begin(self, work: Callable[[], Coroutine[Any, Any, None]], done: Future[None]) -> None:
+        if done.set_running_or_notify_cancel():
+            task = self._loop.create_task(_do(work, done))
+            # The loop itself holds no task that waits.
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _stop_once(self) -> None:
+        # Another thread's stop may come when the loop does what is to be done at the end.
+        if not self._is_ending:
+            self._is_ending = True
+            self._loop.stop()
+
     def _end(self) -> None:
         if self._ending is not None:
             self._loop.run_until_complete(self._ending())
@@ -198,3 +204,12 @@ class Reactor:
         finally:
             # Else a turn that fails each time would keep a removed name from being noticed.
             self._watch()
+
+
+async def _do(work: Callable[[], Coroutine[Any, Any, None]], done: Future[None]) -> None:
+    try:
+        await work()
+    except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits
+        done.set_exception(error)
+    else:
+        done.set_result(None)

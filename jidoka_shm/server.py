@@ -9,10 +9,12 @@ What arrives together is carried out together and answered by one write, but for
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import resource
 import socket
+import stat
 import struct
 import weakref
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -33,6 +35,7 @@ from .protocol import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from .endpoint import Endpoint
     from .protocol import Reply, Request
 
 _log = logging.getLogger("jidoka_shm")
@@ -60,6 +63,7 @@ class Server:
     def __init__(
         self,
         name: str,
+        endpoint: Endpoint,
         *,
         instance: bytes,
         answer: Callable[[Request], Reply],
@@ -69,6 +73,7 @@ class Server:
 
         Args:
             name: the registry's name, for the log.
+            endpoint: where it listens, once it is open.
             instance: the registry's instance, 16 bytes.
             answer: carries a request out, in the loop's thread.
             max_clients: how many clients there may be at once.
@@ -76,7 +81,7 @@ class Server:
         self.name = name
         self.answer = answer
         self.greeting = encode(Hello(PROTOCOL_VERSION, instance))
-        self._listener: socket.socket | None = None
+        self._endpoint = endpoint
         self._max_clients = max_clients
         self._clients: set[Connection] = set()
         self._gone = asyncio.Event()
@@ -84,20 +89,24 @@ class Server:
         self._uid = os.geteuid()
         forks.register(self)
 
-    async def start(self, listener: socket.socket) -> None:
-        """Accept clients from now on, at a socket that listens."""
+    async def start(self) -> None:
+        """Accept clients from now on."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_log_failure)
         this = weakref.ref(self)
-        self._listener = listener
         self._server = await loop.create_unix_server(
-            lambda: Connection(cast("Server", this())), sock=listener
+            lambda: Connection(cast("Server", this())), sock=self._endpoint.listener
         )
 
     async def stop(self) -> None:
-        """Accept no more, and let each client take the replies that it is owed. May be repeated."""
+        """Accept no more, and let each client take the replies that it is owed.
+
+        The listening socket is closed, whether ``start`` was called or not. May be repeated.
+        """
         if self._server is not None:
             self._server.close()
+        elif self._endpoint.listener is not None:
+            self._endpoint.listener.close()
         for client in list(self._clients):
             client.finish()
         deadline = asyncio.get_running_loop().time() + _LAST
@@ -138,10 +147,34 @@ class Server:
         What asyncio would do acts on the epoll that both processes share. A copy that stayed open
         would keep the parent's clients from seeing it die.
         """
-        if self._listener is not None:
-            self._listener.close()
+        if self._endpoint.listener is not None:
+            self._endpoint.listener.close()
         for client in self._clients:
             client.forget()
+        _blank(self._endpoint.path)
+
+
+def _blank(path: str) -> None:
+    """Let each socket of this process that is bound to ``path`` go, and keep its number in use.
+
+    One that the loop's thread was just accepting or closing at a fork is in nobody's list. What
+    holds it may close the number some day, which must not be another file's by then.
+    """
+    with contextlib.suppress(OSError):
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - numbers, not paths
+            with contextlib.suppress(OSError):
+                if _is_bound_to(int(name), path):
+                    os.dup2(nothing, int(name), inheritable=False)
+        os.close(nothing)
+
+
+def _is_bound_to(descriptor: int, path: str) -> bool:
+    # Looked at first: of a copy of what is no socket, such as the lock, a socket cannot be made.
+    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        return False
+    with socket.socket(fileno=os.dup(descriptor)) as found:
+        return bool(found.getsockname() == path)
 
 
 def _log_failure(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

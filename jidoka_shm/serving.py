@@ -47,13 +47,16 @@ class Serving:
         self._endpoint = Endpoint(name)
         self._server = Server(
             name,
+            self._endpoint,
             instance=control.instance.bytes,
             answer=Service(OnceOnly(registry, control), change).answer,
             max_clients=max_clients,
         )
 
     def start(self, reactor: Reactor) -> None:
-        """Listen, and say where in the control. ``withdraw`` undoes it, however this ends.
+        """Listen, and say where in the control.
+
+        However this ends, the end of the reactor and ``withdraw`` undo it.
 
         Args:
             reactor: the loop that answers.
@@ -61,15 +64,16 @@ class Serving:
         Raises:
             RegistryForbidden, OSError: where there can be no socket.
         """
-        listener = self._endpoint.open()
+        # First: it closes the socket, which the loop must not find closed by another thread.
         reactor.at_end(self._server.stop)
-        reactor.run(self._server.start(listener))
+        self._endpoint.open()
+        reactor.run(self._server.start)
         self._control.publish_socket(self._endpoint.path)
 
     def withdraw(self) -> None:
-        """Say that nobody answers any more, once the reactor has stopped. May be repeated."""
+        """Say that nobody answers any more. May be repeated."""
         self._control.publish_socket(None)
-        self._endpoint.close()
+        self._endpoint.withdraw()
 
     def stop(self, reactor: Reactor) -> None:
         """Carry out what came, and end with every client. May be repeated.
@@ -77,4 +81,4 @@ class Serving:
         In the reactor's own thread, and in a forked child, it does nothing.
         """
         with contextlib.suppress(RuntimeError, TimeoutError):
-            reactor.run(self._server.stop())
+            reactor.run(self._server.stop)

@@ -62,9 +62,15 @@ def _opened(name: str) -> Endpoint:
     try:
         endpoint.open()
     except BaseException:
-        endpoint.close()
+        _close(endpoint)
         raise
     return endpoint
+
+
+def _close(endpoint: Endpoint) -> None:
+    if endpoint.listener is not None:
+        endpoint.listener.close()
+    endpoint.withdraw()
 
 
 def test_the_socket_is_the_owners_alone_in_a_directory_that_is_his_alone(
@@ -80,8 +86,8 @@ def test_the_socket_is_the_owners_alone_in_a_directory_that_is_his_alone(
     assert stat.S_ISSOCK(path.lstat().st_mode)
     assert (_mode(path), _mode(path.parent)) == (0o600, 0o700)
     assert _answers(path)
-    endpoint.close()
-    endpoint.close()
+    _close(endpoint)
+    _close(endpoint)
     assert list(path.parent.iterdir()) == []
 
 
@@ -99,7 +105,7 @@ def test_the_socket_is_never_wider_than_its_directory_even_between_two_steps(
     monkeypatch.setattr(endpoint_module.socket, "socket", Watched)
     (runtime / "jidoka_shm").mkdir(mode=0o777)
     (runtime / "jidoka_shm").chmod(0o777)
-    _opened(name).close()
+    _close(_opened(name))
     assert seen == [0o700]
 
 
@@ -110,7 +116,7 @@ def test_a_directory_of_another_mode_is_made_private(name: str, runtime: Path, m
     directory.chmod(mode)
     endpoint = _opened(name)
     assert _mode(directory) == 0o700
-    endpoint.close()
+    _close(endpoint)
 
 
 @pytest.mark.parametrize("kind", ["link", "link to nothing", "file"])
@@ -171,7 +177,7 @@ def test_a_runtime_directory_that_cannot_be_used_is_replaced(
         assert (_mode(fallback), _mode(fallback.parent)) == (0o600, 0o700)
         assert _answers(fallback)
     finally:
-        endpoint.close()
+        _close(endpoint)
 
 
 @pytest.mark.parametrize("spare", [0, 1])
@@ -188,7 +194,7 @@ def test_the_longest_path_that_the_kernel_takes_is_used(
         assert (Path(endpoint.path) == fallback) == bool(spare)
         assert len(endpoint.path) == 107 or spare
     finally:
-        endpoint.close()
+        _close(endpoint)
 
 
 def test_without_a_runtime_directory_it_listens_all_the_same(
@@ -202,7 +208,7 @@ def test_without_a_runtime_directory_it_listens_all_the_same(
         assert (_mode(path), _mode(path.parent)) == (0o600, 0o700)
         assert _answers(path)
     finally:
-        endpoint.close()
+        _close(endpoint)
 
 
 def test_a_runtime_directory_that_platformdirs_refuses_is_replaced(
@@ -214,7 +220,7 @@ def test_a_runtime_directory_that_platformdirs_refuses_is_replaced(
     monkeypatch.setattr(endpoint_module, "user_runtime_path", refuse)
     endpoint = _opened(name)
     assert Path(endpoint.path) == fallback
-    endpoint.close()
+    _close(endpoint)
 
 
 @needs_root
@@ -250,16 +256,16 @@ def test_the_socket_of_a_dead_predecessor_is_replaced(name: str, runtime: Path) 
     assert not _answers(left)
     endpoint = _opened(name)
     assert _answers(left)
-    endpoint.close()
+    _close(endpoint)
     assert not left.exists()
 
 
 def test_a_successors_socket_is_not_removed(name: str, runtime: Path) -> None:
     old = _opened(name)
     new = _opened(name)
-    old.close()
+    _close(old)
     assert _answers(new.path)
-    new.close()
+    _close(new)
     assert not Path(new.path).exists()
 
 
@@ -272,15 +278,15 @@ def test_a_successors_socket_is_not_removed_although_its_inode_is_the_same(
     new = _opened(name)
     inode = Path(new.path).lstat().st_ino
     old._made = (inode, old._made[1])
-    old.close()
+    _close(old)
     assert _answers(new.path)
-    new.close()
+    _close(new)
 
 
 def test_a_socket_that_was_removed_by_hand_is_no_error(name: str, runtime: Path) -> None:
     endpoint = _opened(name)
     shutil.rmtree(runtime / "jidoka_shm")
-    endpoint.close()
+    _close(endpoint)
 
 
 @pytest.mark.parametrize("step", ["bind", "listen", "chmod", "lstat"])
@@ -317,7 +323,7 @@ def test_one_that_cannot_be_opened_leaves_nothing(
             patch.setattr(endpoint_module, "_mark", fail)
         with pytest.raises(exception):
             endpoint.open()
-    endpoint.close()
+    _close(endpoint)
     assert list((runtime / "jidoka_shm").iterdir()) == []
 
 
@@ -333,6 +339,6 @@ def test_registries_of_one_name_in_different_shared_memory_have_different_socket
     )
     there = _opened(name)
     assert here.path != there.path
-    here.close()
-    there.close()
+    _close(here)
+    _close(there)
     assert platformdirs.user_runtime_path("jidoka_shm") == Path(here.path).parent
