@@ -1,7 +1,8 @@
 """Where the service listens: a socket of this user, in a directory that nobody else can enter.
 
-The directory is the user's runtime directory. A socket's path is bounded (108 bytes on Linux), so
-where that directory's own is too long, one in /tmp takes its place, made and checked alike.
+The directory is in the user's runtime directory. Where there is none that can be used (its path is
+relative or no text, other users may replace what is in it, or a socket's path, 108 bytes on Linux,
+cannot hold it), one in /tmp takes its place, made and checked alike.
 """
 
 from __future__ import annotations
@@ -29,42 +30,52 @@ class Endpoint:
     """A socket that listens for the clients of one registry.
 
     Attributes:
-        listener: the socket.
-        path: its name in the file system.
+        listener: the socket; None before ``open``.
+        path: its name in the file system; empty before ``open``.
     """
 
     def __init__(self, name: str) -> None:
+        """Take a registry's name. It is ``open`` that makes the socket."""
+        self._name = name
+        self._made: tuple[int, int] | None = None
+        self.listener: socket.socket | None = None
+        self.path = ""
+
+    def open(self) -> socket.socket:
         """Listen; the caller holds the registry's lock.
 
-        Args:
-            name: the registry's name.
+        However this ends, ``withdraw`` removes what it left, and a ``listener`` is to be closed.
 
         Raises:
             RegistryForbidden: where the directory belongs to another user.
             OSError: where the kernel refuses.
         """
-        path = _path(name)
+        path = _path(self._name)
         _make_private(path.parent)
-        self.path = str(path)
+        # A predecessor's; it is dead, since the lock is ours.
+        path.unlink(missing_ok=True)
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            # A predecessor's; it is dead, since the lock is ours.
-            path.unlink(missing_ok=True)
-            self.listener.bind(self.path)
-            path.chmod(0o600)
-            self._inode = path.lstat().st_ino
-            self.listener.listen(_BACKLOG)
-        except BaseException:
-            self.listener.close()
-            raise
+        # Known before the name is there: an interrupt behind the bind must not leave one.
+        self.path = str(path)
+        self.listener.bind(self.path)
+        path.chmod(0o600)
+        self._made = _mark(path)
+        self.listener.listen(_BACKLOG)
+        return self.listener
 
     def withdraw(self) -> None:
         """Remove the socket's name, unless it is another socket's by now. May be repeated."""
         path = Path(self.path)
         with contextlib.suppress(OSError):
             # Whoever removed it by hand may have made room for a successor.
-            if path.lstat().st_ino == self._inode:
+            if self.path and self._made in {None, _mark(path)}:
                 path.unlink()
+
+
+def _mark(path: Path) -> tuple[int, int]:
+    """Return what tells a socket from a later one of the same name, whose inode may be the same."""
+    found = path.lstat()
+    return found.st_ino, found.st_mtime_ns
 
 
 def _path(name: str) -> Path:
@@ -74,13 +85,31 @@ def _path(name: str) -> Path:
     runtime directory have them.
     """
     place = f"{name}.{os.stat('/dev/shm').st_dev:x}.sock"  # noqa: S108, PTH116 - where memory is
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.suppress(OSError):
         # That no session manager set XDG_RUNTIME_DIR is nothing for this program's users.
         warnings.simplefilter("ignore")
         path = user_runtime_path("jidoka_shm") / place
-    if len(os.fsencode(path)) > _LONGEST:
-        path = Path(f"/tmp/jidoka_shm-{os.geteuid()}") / place  # noqa: S108 - made private below
-    return path
+        if _is_usable(path):
+            return path
+    return Path(f"/tmp/jidoka_shm-{os.geteuid()}") / place  # noqa: S108 - made private below
+
+
+def _is_usable(path: Path) -> bool:
+    """Return whether a socket may have this path, and clients in any directory find it.
+
+    Raises:
+        OSError: where the runtime directory is not there.
+    """
+    try:
+        length = len(str(path).encode())
+    except UnicodeEncodeError:
+        return False
+    if length > _LONGEST or not path.is_absolute():
+        return False
+    # Whoever may rename what is in it could put a directory of his own in the place of ours.
+    found = path.parent.parent.stat()
+    is_shared = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
+    return found.st_uid in {0, os.geteuid()} and not is_shared
 
 
 def _make_private(directory: Path) -> None:
@@ -89,7 +118,6 @@ def _make_private(directory: Path) -> None:
     Raises:
         RegistryForbidden: where it is not this user's, or is no directory.
     """
-    directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         directory.mkdir(mode=0o700)
     # Not followed: a link may lead into a directory that another user reads.

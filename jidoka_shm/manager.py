@@ -114,8 +114,10 @@ class SessionManager(SessionWrites):
             # A predecessor's, who is dead.
             self._own.control.publish_socket(None)
             if listen:
-                self._serving = self._serve(max_clients)
+                self._serving = self._make_serving(max_clients)
+                # First, so that an interrupt at any line of its start leaves no socket behind.
                 undo.callback(self._serving.withdraw)
+                self._serving.start(self._reactor)
             self._finalizer = weakref.finalize(
                 self, release, self._own, self._reactor, self._serving
             )
@@ -135,7 +137,7 @@ class SessionManager(SessionWrites):
         self._reclaim_left()
         return recovery
 
-    def _serve(self, max_clients: int) -> Serving:
+    def _make_serving(self, max_clients: int) -> Serving:
         name, change = self._name, _weakly(self._change)
 
         def change_while_alive(*arguments: Any) -> Reply:  # noqa: ANN401 - those of _change
@@ -148,7 +150,6 @@ class SessionManager(SessionWrites):
             name,
             control=self._own.control,
             registry=self._registry,
-            reactor=self._reactor,
             change=change_while_alive,
             max_clients=max_clients,
         )

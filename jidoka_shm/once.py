@@ -6,14 +6,21 @@ because its reply was lost with the connection or the writer, is judged by what 
 ==========================================  =============================================
 the session's record has its id             it was made: the record is the answer
 the session did not change since            it was not made: it is made now
-the session changed since, by another id    unknown: the id may have been overwritten; but a
-                                            terminate was not made, since the session lives
+the session changed since, by another id    unknown: the id may have been overwritten
 the session is not there                    it was not made, where no session was removed since;
-                                            else a terminate was, and of others it is unknown
+                                            else it is unknown
 ==========================================  =============================================
 
-What this writer did itself it remembers for a while, so only a request that its predecessor may
-have carried out can be unknown.
+A terminate asks for less: a session that is terminated or was removed is what it wanted, and it is
+done. One that lives was not terminated, unless it changed since and some session was removed since:
+it may be another one of the same id, and then it is unknown.
+
+What this writer did itself it remembers for a while, so mostly only a request that its predecessor
+may have carried out is unknown. What it remembers also answers a request that comes late, after it
+was sent again over another connection, and what a repeated one failed with it fails with again.
+
+A change that the manager's own process makes keeps the id in the record, so the record that
+answers a repeated update may be a later one than the update made.
 """
 
 from __future__ import annotations
@@ -21,19 +28,29 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
-from .protocol import Done, Unknown
+from .errors import JidokaError
+from .protocol import Done, Unknown, pack_error
+from .session import SessionStatus
 from .slots import pack_slot
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from uuid import UUID
 
     from .control import ControlReader
     from .marks import Instant
     from .protocol import Again, Reply
     from .registry import Registry
+    from .session import Session
+
+    Known = Reply | None
+    Judge = Callable[[Session | None, bytes, Again], Known]
 
 #: Requests that are remembered, the latest: a connection that breaks has fewer under way.
 _REMEMBERED: Final = 4096
+
+#: Bytes of the records that answer them; a slot may have 16 MiB.
+_REMEMBERED_BYTES: Final = 8 << 20
 
 _UNKNOWN: Final = Unknown()
 _NO_RECORD: Final = Done(b"")
@@ -52,6 +69,7 @@ class OnceOnly:
         self._registry = registry
         self._control = control
         self._replies: OrderedDict[bytes, Reply] = OrderedDict()
+        self._bytes = 0
 
     def create(
         self,
@@ -71,10 +89,14 @@ class OnceOnly:
             now: the time.
             fields: the rest of the session.
         """
-        known = None if again is None else self._known(session_id, request, again)
+        known = self._known(self._judge_change, session_id, request, again)
         if known is not None:
             return known
-        self._registry.create(session_id, request=request, now=now, **fields)
+        try:
+            self._registry.create(session_id, request=request, now=now, **fields)
+        except JidokaError as error:
+            self._remember_failure(request, again, error)
+            raise
         return self._remember(request, _NO_RECORD)
 
     def update(
@@ -87,10 +109,14 @@ class OnceOnly:
         **fields: Any,  # noqa: ANN401 - those of Registry.update
     ) -> Reply:
         """Update a session as ``Registry.update`` does; otherwise as ``create``."""
-        known = None if again is None else self._known(session_id, request, again)
+        known = self._known(self._judge_change, session_id, request, again)
         if known is not None:
             return known
-        session = self._registry.update(session_id, request=request, now=now, **fields)
+        try:
+            session = self._registry.update(session_id, request=request, now=now, **fields)
+        except JidokaError as error:
+            self._remember_failure(request, again, error)
+            raise
         return self._remember(request, Done(pack_slot(session)))
 
     def terminate(
@@ -103,23 +129,29 @@ class OnceOnly:
         error: str | None,
     ) -> Reply:
         """Terminate a session as ``Registry.terminate`` does; otherwise as ``create``."""
-        if again is not None:
-            session = self._registry.find(session_id)
-            removed = self._removed_since(again)
-            if request in self._replies or (session is None and removed):
-                return _NO_RECORD
-            # One that lives was not terminated; but it may be another one of the same id by now.
-            if session is not None and removed and session.version > again.version:
-                return _UNKNOWN
-        self._registry.terminate(session_id, request=request, error=error, now=now)
+        known = self._known(self._judge_end, session_id, request, again)
+        if known is not None:
+            return known
+        try:
+            self._registry.terminate(session_id, request=request, error=error, now=now)
+        except JidokaError as failure:
+            self._remember_failure(request, again, failure)
+            raise
         return self._remember(request, _NO_RECORD)
 
-    def _known(self, session_id: UUID, request: bytes, again: Again) -> Reply | None:
-        """Return the answer to a request that was carried out, or of which that is unknown."""
+    def _known(self, judge: Judge, session_id: UUID, request: bytes, again: Again | None) -> Known:
+        """Return the answer to a request that is not to be carried out, or None."""
+        # Of one that comes for the first time too. What was sent over a connection that the client
+        # has left may lie there unread until its repetition has been answered over the next one,
+        # and then must not change anything behind the answer.
         reply = self._replies.get(request)
-        if reply is not None:
+        if reply is not None or again is None:
             return reply
-        session = self._registry.find(session_id)
+        reply = judge(self._registry.find(session_id), request, again)
+        return None if reply is None else self._remember(request, reply)
+
+    def _judge_change(self, session: Session | None, request: bytes, again: Again) -> Known:
+        """Return what became of a creation or an update; None where it was not made."""
         if session is None:
             return _UNKNOWN if self._removed_since(again) else None
         if session.version <= again.version:
@@ -128,13 +160,34 @@ class OnceOnly:
             return Done(pack_slot(session))
         return _UNKNOWN
 
+    def _judge_end(self, session: Session | None, _: bytes, again: Again) -> Known:
+        """Return what became of a terminate; None where it was not made, or is none to make."""
+        if not self._removed_since(again):
+            return None
+        if session is None:
+            return _NO_RECORD
+        # One that lives was not terminated; but it may be another one of the same id by now.
+        lives = session.status is not SessionStatus.TERMINATED
+        return _UNKNOWN if lives and session.version > again.version else None
+
     def _removed_since(self, again: Again) -> bool:
         """Return whether any session was removed since a request was first sent."""
         counters = self._control.counters()
         return counters["removed"] + counters["dropped"] != again.removed
 
+    def _remember_failure(self, request: bytes, again: Again | None, error: JidokaError) -> None:
+        # Only a repeated request has an original that may still come, and then must not succeed.
+        if again is not None:
+            self._remember(request, pack_error(error))
+
     def _remember(self, request: bytes, reply: Reply) -> Reply:
-        self._replies[request] = reply
-        if len(self._replies) > _REMEMBERED:
-            self._replies.popitem(last=False)
+        replies = self._replies
+        replies[request] = reply
+        self._bytes += _size(reply)
+        while len(replies) > _REMEMBERED or self._bytes > _REMEMBERED_BYTES:
+            self._bytes -= _size(replies.popitem(last=False)[1])
         return reply
+
+
+def _size(reply: Reply) -> int:
+    return len(reply.record) if type(reply) is Done else 0

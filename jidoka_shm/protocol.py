@@ -20,15 +20,24 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from . import errors
 from .errors import JidokaError
+from .layout import MAX_SLOT_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PROTOCOL_VERSION: Final = 1
 
-#: Bytes of one message at most: the largest record that there can be, and what goes around it.
+#: Bytes of one request at most: the largest maps that a service takes, and what goes around them.
 MAX_RECORD: Final = 1 << 20
 MAX_FRAME: Final = MAX_RECORD + (1 << 16)
+
+#: Bytes of one reply at most. It may hold a record of the largest slot that there is, which a
+#: manager can fill itself.
+MAX_REPLY: Final = MAX_SLOT_SIZE + (1 << 16)
+
+#: Letters of a text that goes to the other side, or to the log, about what a stranger sent.
+_LONGEST_TEXT: Final = 4096
+_LONGEST_REASON: Final = 300
 
 _LENGTH: Final = 4
 
@@ -189,7 +198,7 @@ class FrameBuffer:
     """The bytes of one connection, as they come, and the frames that they hold.
 
     All that one call yields is to be taken before the next call. Between two calls it holds less
-    than a frame, and so never more than the limit.
+    than a frame: its length's four bytes, and fewer than the limit of what follows.
     """
 
     def __init__(self, limit: int = MAX_FRAME) -> None:
@@ -263,7 +272,10 @@ def _decode(decoder: msgspec.msgpack.Decoder[M], frame: bytes) -> M:
         return decoder.decode(frame)
     # Text that is no UTF-8; containers without end.
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        msg = f"not a message of this protocol: {error}"
+        # What is wrong may stand in it word for word: line breaks must not reach the log, nor all
+        # of a large frame come back.
+        reason = ascii(str(error)[:_LONGEST_REASON])[1:-1]
+        msg = f"not a message of this protocol: {reason}"
         raise ProtocolError(msg) from None
 
 
@@ -275,8 +287,11 @@ _PLAIN: Final[dict[str, type[Exception]]] = {"ValueError": ValueError, "TypeErro
 
 def pack_error(error: Exception) -> Failed:
     """Return the reply that an error becomes."""
-    facts = [fact.bytes if isinstance(fact, UUID) else fact for fact in error.args]
-    return Failed(type(error).__name__, facts)
+    if isinstance(error, JidokaError):
+        return Failed(type(error).__name__, [_packed(fact) for fact in error.args])
+    # Of a class of its own too, as UnicodeError is of ValueError's; and whatever it is made of.
+    name = next((name for name, kind in _PLAIN.items() if isinstance(error, kind)), "ValueError")
+    return Failed(name, [_packed(str(error))])
 
 
 def unpack_error(failed: Failed) -> Exception:
@@ -296,6 +311,14 @@ def unpack_error(failed: Failed) -> Exception:
         msg = f"{failed.error} is not made of {len(facts)} facts"
         raise ProtocolError(msg) from None
     return error
+
+
+def _packed(fact: object) -> object:
+    """Return a fact of an error as a reply has it."""
+    if isinstance(fact, str):
+        # The path to a bad value quotes the keys on it, which a stranger makes as long as a frame.
+        return fact[:_LONGEST_TEXT]
+    return fact.bytes if isinstance(fact, UUID) else fact
 
 
 def _fact(fact: object) -> object:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import selectors
 import threading
+from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, Final
 
 from . import forks
@@ -66,8 +67,10 @@ class Reactor:
         self._timer: asyncio.TimerHandle | None = None
         self._loop.call_later(_WATCH_INTERVAL, self._tick)
         self._began = threading.Event()
-        self._given_up = False
+        self._given_up = self._is_ending = False
         self._ending: Callable[[], Coroutine[Any, Any, None]] | None = None
+        self._waiting: set[Future[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         try:
             self._thread = threading.Thread(target=self._run, name=name, daemon=True)
             forks.register(self)
@@ -93,29 +96,32 @@ class Reactor:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._wake, deadline)
 
-    def run(self, work: Coroutine[Any, Any, None]) -> None:
+    def run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Have the loop do ``work``, and wait for it, for some seconds at most.
 
         Raises:
-            RuntimeError: where the reactor was stopped, or in its own thread, which cannot wait
-                for itself.
+            RuntimeError: where the reactor was stopped, in a forked child, and in the reactor's
+                own thread, which cannot wait for itself.
             TimeoutError: where the work takes longer.
         """
-        if threading.current_thread() is self._thread:
-            work.close()
-            msg = "the reactor's own thread cannot wait for it"
+        # In a forked child the thread does not run, whatever the loop says of itself.
+        if threading.current_thread() is self._thread or not self._thread.is_alive():
+            msg = "the reactor's thread cannot do this work"
             raise RuntimeError(msg)
+        done: Future[None] = Future()
+        self._waiting.add(done)
         try:
-            done = asyncio.run_coroutine_threadsafe(work, self._loop)
-        except RuntimeError:
-            work.close()
-            raise
-        try:
+            # The coroutine is made there: one that an interrupt leaves here would warn.
+            self._loop.call_soon_threadsafe(self._begin, work, done)
+            if self._loop.is_closed():
+                # It may have been closed before this was among those that it calls off.
+                done.cancel()
             done.result(_LONGEST)
-        except TimeoutError:
-            # A loop that another thread has stopped meanwhile does no work any more.
-            done.cancel()
-            raise
+        except CancelledError:
+            msg = "the reactor was stopped"
+            raise RuntimeError(msg) from None
+        finally:
+            self._waiting.discard(done)
 
     def at_end(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Have the loop do ``work`` when the reactor is stopped, before the thread ends."""
@@ -126,7 +132,7 @@ class Reactor:
         if self._loop.is_closed():
             return
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop.call_soon_threadsafe(self._stop_once)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -161,12 +167,34 @@ class Reactor:
             return
         try:
             self._loop.run_forever()
-            if self._ending is not None:
-                self._loop.run_until_complete(self._ending())
+            self._end()
         finally:
             # First: a forked child of a loop that is closed looks no further.
             self._watches.close()
             self._loop.close()
+            # Work that came too late even for a task. Nobody is to wait for it in vain.
+            for done in list(self._waiting):
+                done.cancel()
+
+    def _begin(self, work: Callable[[], Coroutine[Any, Any, None]], done: Future[None]) -> None:
+        if done.set_running_or_notify_cancel():
+            task = self._loop.create_task(_do(work, done))
+            # The loop itself holds no task that waits.
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _stop_once(self) -> None:
+        # Another thread's stop may come when the loop does what is to be done at the end.
+        if not self._is_ending:
+            self._is_ending = True
+            self._loop.stop()
+
+    def _end(self) -> None:
+        if self._ending is not None:
+            self._loop.run_until_complete(self._ending())
+        # What other threads wait for meanwhile: a task that is dropped would warn.
+        while tasks := asyncio.all_tasks(self._loop):
+            self._loop.run_until_complete(asyncio.wait(tasks))
 
     def _wake_now(self) -> None:
         self._wake(0)
@@ -195,3 +223,12 @@ class Reactor:
         finally:
             # Else a turn that fails each time would keep a removed name from being noticed.
             self._watch()
+
+
+async def _do(work: Callable[[], Coroutine[Any, Any, None]], done: Future[None]) -> None:
+    try:
+        await work()
+    except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits
+        done.set_exception(error)
+    else:
+        done.set_result(None)

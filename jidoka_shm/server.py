@@ -9,9 +9,11 @@ What arrives together is carried out together and answered by one write, but for
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import socket
+import stat
 import weakref
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -31,6 +33,7 @@ from .protocol import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from .endpoint import Endpoint
     from .protocol import Reply, Request
 
 _seldom = Seldom()
@@ -57,17 +60,17 @@ class Server:
     def __init__(
         self,
         name: str,
-        listener: socket.socket,
+        endpoint: Endpoint,
         *,
         instance: bytes,
         answer: Callable[[Request], Reply],
         max_clients: int,
     ) -> None:
-        """Take a socket that listens.
+        """Take what answers.
 
         Args:
             name: the registry's name, for the log.
-            listener: the socket.
+            endpoint: where it listens, once it is open.
             instance: the registry's instance, 16 bytes.
             answer: carries a request out, in the loop's thread.
             max_clients: how many clients there may be at once.
@@ -75,7 +78,7 @@ class Server:
         self.name = name
         self.answer = answer
         self.greeting = encode(Hello(PROTOCOL_VERSION, instance))
-        self._listener = listener
+        self._endpoint = endpoint
         self._max_clients = max_clients
         self._clients: set[Connection] = set()
         self._gone = asyncio.Event()
@@ -86,15 +89,21 @@ class Server:
     async def start(self) -> None:
         """Accept clients from now on."""
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_log_failure)
         this = weakref.ref(self)
         self._server = await loop.create_unix_server(
-            lambda: Connection(cast("Server", this())), sock=self._listener
+            lambda: Connection(cast("Server", this())), sock=self._endpoint.listener
         )
 
     async def stop(self) -> None:
-        """Accept no more, and let each client take the replies that it is owed. May be repeated."""
+        """Accept no more, and let each client take the replies that it is owed.
+
+        The listening socket is closed, whether ``start`` was called or not. May be repeated.
+        """
         if self._server is not None:
             self._server.close()
+        elif self._endpoint.listener is not None:
+            self._endpoint.listener.close()
         for client in list(self._clients):
             client.finish()
         deadline = asyncio.get_running_loop().time() + _LAST
@@ -114,7 +123,8 @@ class Server:
         if uid != self._uid:
             _seldom.warning("registry %r: refused process %d of user %d", self.name, pid, uid)
             return f"this service belongs to the user with uid {self._uid}"
-        limit = min(self._max_clients, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVE)
+        room = max(0, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVE)
+        limit = min(self._max_clients, room)
         if len(self._clients) >= limit:
             _seldom.warning("registry %r: refused a client beyond %d", self.name, limit)
             return f"this service has {limit} clients, and takes no more"
@@ -132,9 +142,43 @@ class Server:
         What asyncio would do acts on the epoll that both processes share. A copy that stayed open
         would keep the parent's clients from seeing it die.
         """
-        self._listener.close()
+        if self._endpoint.listener is not None:
+            self._endpoint.listener.close()
         for client in self._clients:
             client.forget()
+        _blank(self._endpoint.path)
+
+
+def _blank(path: str) -> None:
+    """Let each socket of this process that is bound to ``path`` go, and keep its number in use.
+
+    One that the loop's thread was just accepting or closing at a fork is in nobody's list. What
+    holds it may close the number some day, which must not be another file's by then.
+    """
+    with contextlib.suppress(OSError):
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - numbers, not paths
+            with contextlib.suppress(OSError):
+                if _is_bound_to(int(name), path):
+                    os.dup2(nothing, int(name), inheritable=False)
+        os.close(nothing)
+
+
+def _is_bound_to(descriptor: int, path: str) -> bool:
+    # Looked at first: of a copy of what is no socket, such as the lock, a socket cannot be made.
+    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        return False
+    with socket.socket(fileno=os.dup(descriptor)) as found:
+        return bool(found.getsockname() == path)
+
+
+def _log_failure(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    if isinstance(error, OSError):
+        # No descriptor is left for a client, and asyncio tries again each second.
+        _seldom.warning("%s: %s", context["message"], error)
+    else:
+        loop.default_exception_handler(context)
 
 
 class Connection(asyncio.Protocol):
@@ -146,7 +190,7 @@ class Connection(asyncio.Protocol):
         self._server = server
         self._buffer = FrameBuffer()
         self._frames: Iterator[bytes] = iter(())
-        self._is_full = self._is_busy = self._is_finishing = False
+        self._is_full = self._is_busy = self._is_waiting = self._is_finishing = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet a client, or refuse it."""
@@ -174,7 +218,8 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Go on."""
         self._is_full = False
-        if self._is_busy:
+        # Else its turn comes anyway, and a second one each round would be more than its share.
+        if not self._is_waiting:
             self._turn()
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 - asyncio's
@@ -199,6 +244,7 @@ class Connection(asyncio.Protocol):
 
     def _turn(self) -> None:
         """Carry out some of what came, and answer it with one write."""
+        self._is_waiting = False
         if not self._is_busy or self._is_full or self._transport.is_closing():
             return
         replies: list[bytes] = []
@@ -208,6 +254,7 @@ class Connection(asyncio.Protocol):
                 replies.append(encode(self._server.answer(decode_request(frame))))
                 size += len(replies[-1])
                 if len(replies) >= _TURN or size >= _HIGH:
+                    self._is_waiting = True
                     self._transport.write(b"".join(replies))
                     asyncio.get_running_loop().call_soon(self._turn)
                     return
@@ -221,6 +268,12 @@ class Connection(asyncio.Protocol):
             self._transport.write(b"".join(replies))
             self._transport.close()
             return
+        except Exception:
+            # A client whose request is never answered must not wait for ever, and nobody knows
+            # what became of it. What follows it is not to be carried out either.
+            self._transport.write(b"".join(replies))
+            self._transport.close()
+            raise
         self._is_busy = False
         self._transport.write(b"".join(replies))
         if self._is_finishing:

@@ -26,54 +26,62 @@ MAX_CLIENTS: Final = 512
 class Serving:
     """Answers the clients of one registry as long as its manager does not stop it."""
 
-    def __init__(  # noqa: PLR0913 - what a service is made of, each by keyword
+    def __init__(
         self,
         name: str,
         *,
         control: ControlWriter,
         registry: Registry,
-        reactor: Reactor,
         change: Callable[..., Reply],
         max_clients: int,
     ) -> None:
-        """Listen, and say where in the control.
+        """Take what it is made of. It is ``start`` that listens.
 
         Args:
             name: the registry's name.
             control: its control.
             registry: its rules.
-            reactor: the loop that answers.
             change: makes one change of the registry, at this moment.
             max_clients: how many clients there may be at once.
+        """
+        self._control = control
+        self._name = name
+        self._endpoint = Endpoint(name)
+        self._server = Server(
+            name,
+            self._endpoint,
+            instance=control.instance.bytes,
+            answer=Service(OnceOnly(registry, control), change).answer,
+            max_clients=max_clients,
+        )
+
+    def start(self, reactor: Reactor) -> None:
+        """Listen, and say where in the control.
+
+        However this ends, the end of the reactor and ``withdraw`` undo it.
+
+        Args:
+            reactor: the loop that answers.
 
         Raises:
             RegistryForbidden, OSError: where there can be no socket.
         """
-        self._control = control
-        self._endpoint = Endpoint(name)
-        with contextlib.ExitStack() as undo:
-            undo.callback(self._endpoint.listener.close)
-            undo.callback(self._endpoint.withdraw)
-            service = Service(OnceOnly(registry, control), change)
-            self._server = Server(
-                name,
-                self._endpoint.listener,
-                instance=control.instance.bytes,
-                answer=service.answer,
-                max_clients=max_clients,
-            )
-            reactor.at_end(self._server.stop)
-            reactor.run(self._server.start())
-            control.publish_socket(self._endpoint.path)
-            log.info("registry %r: clients are answered at %s", name, self._endpoint.path)
-            undo.pop_all()
+        # First: it closes the socket, which the loop must not find closed by another thread.
+        reactor.at_end(self._server.stop)
+        self._endpoint.open()
+        reactor.run(self._server.start)
+        self._control.publish_socket(self._endpoint.path)
+        log.info("registry %r: clients are answered at %s", self._name, self._endpoint.path)
 
     def withdraw(self) -> None:
-        """Say that nobody answers any more; those who are connected still are."""
+        """Say that nobody answers any more. May be repeated."""
         self._control.publish_socket(None)
         self._endpoint.withdraw()
 
     def stop(self, reactor: Reactor) -> None:
-        """Carry out what came, and end with every client. May be repeated."""
+        """Carry out what came, and end with every client. May be repeated.
+
+        In the reactor's own thread, and in a forked child, it does nothing.
+        """
         with contextlib.suppress(RuntimeError, TimeoutError):
-            reactor.run(self._server.stop())
+            reactor.run(self._server.stop)

@@ -243,9 +243,11 @@ class SessionWrites(SessionReads):
         if self._lock._is_owned():  # type: ignore[attr-defined] # noqa: SLF001 - see above
             self._close_wanted = True
             return
-        if self._serving is not None:
+        # Taken once: another thread's close sets it to None.
+        serving = self._serving
+        if serving is not None:
             # Before anything is refused: what clients have sent by now is carried out.
-            self._serving.stop(self._reactor)
+            serving.stop(self._reactor)
         with self._lock:
             self._close_wanted = False
             self._let_go(_CLOSED)

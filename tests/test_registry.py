@@ -799,3 +799,98 @@ def test_a_hundred_thousand_sessions_through_64_slots_leave_nothing_behind() -> 
     registry.expire(at(10**9))
     assert (writer.free_slots, registry.next_deadline()) == (64 + SPARE_SLOTS, None)
     assert writer.check() == []
+
+
+# ---------------------------------------------------------------------------- requests
+
+REQUEST, ANOTHER = b"r" * 16, b"s" * 16
+
+
+def _request_of(registry: Registry, key: int) -> bytes | None:
+    found = _get(registry, key)
+    assert found is not None
+    return found.payload().request
+
+
+def _fill(registry: Registry, room: int) -> None:
+    """Create a session whose record has ``room`` bytes left of what a live one may take."""
+    low = _create(registry, 1, metadata={"fill": "x" * 300})
+    limit = registry.table.geometry.slot_size - ROOM_TO_END
+    size = SLOT_HEADER_SIZE + len(low._payload)
+    registry.table.remove(registry.table.look_up(UUID(int=1))[0])
+    _create(registry, 1, metadata={"fill": "x" * (300 + limit - size - room)})
+    grown = _get(registry, 1)
+    assert grown is not None
+    assert SLOT_HEADER_SIZE + len(grown._payload) == limit - room
+
+
+def test_a_record_keeps_the_request_that_made_it(registry: Registry) -> None:
+    _create(registry, 1, request=REQUEST)
+    assert _request_of(registry, 1) == REQUEST
+    registry.update(UUID(int=1), now=at(1), request=ANOTHER)
+    assert _request_of(registry, 1) == ANOTHER
+    registry.terminate(UUID(int=1), error=None, now=at(1), request=REQUEST)
+    assert _request_of(registry, 1) == REQUEST
+
+
+def test_a_change_by_no_request_keeps_the_last(registry: Registry) -> None:
+    _create(registry, 1, request=REQUEST)
+    registry.update(UUID(int=1), now=at(1), status=ACTIVE)
+    registry.update(UUID(int=1), now=at(1), ttl=5, metadata=_map({"a": 1}))
+    assert _request_of(registry, 1) == REQUEST
+    registry.expire(at(10))
+    assert _request_of(registry, 1) == REQUEST
+
+
+# A payload of the maps alone grows by five nils and the id with the two bytes before it.
+_COST = 5 + 2 + 16
+
+
+@pytest.mark.parametrize(("room", "kept"), [(0, None), (_COST - 1, None), (_COST, REQUEST)])
+def test_an_update_that_fits_without_its_request_is_made(
+    registry: Registry, room: int, kept: bytes | None
+) -> None:
+    _fill(registry, room)
+    changed = registry.update(UUID(int=1), now=at(1), status=ACTIVE, request=REQUEST)
+    assert (changed.status, changed.payload().request) == (ACTIVE, kept)
+    assert registry.table.check() == []
+
+
+def test_a_request_that_does_not_fit_takes_the_one_before_it_away(registry: Registry) -> None:
+    _fill(registry, _COST)
+    registry.update(UUID(int=1), now=at(1), request=REQUEST)
+    # The deadline needs what the id of the last request left.
+    registry.update(
+        UUID(int=1), now=at(1), ttl=None, owner=Identity(5, 1 << 63, 0), request=ANOTHER
+    )
+    assert _request_of(registry, 1) is None
+
+
+@pytest.mark.parametrize("room", [0, 1, _COST - 1, _COST])
+@pytest.mark.parametrize("error", [None, "e", "e" * 400, "é" * 200])
+def test_an_end_that_fits_without_its_request_is_made(
+    registry: Registry, room: int, error: str | None
+) -> None:
+    _fill(registry, room)
+    registry.terminate(UUID(int=1), error=error, now=at(1), request=REQUEST)
+    ended = _get(registry, 1)
+    assert ended is not None
+    assert ended.status is TERMINATED
+    assert (error or "").startswith(ended.error or "")
+    size = SLOT_HEADER_SIZE + len(ended._payload)
+    assert size <= registry.table.geometry.slot_size
+    if ended.error != error:
+        # Cut to the last byte but for half a letter, and kept instead of the request.
+        assert ended.payload().request is None
+        assert size >= registry.table.geometry.slot_size - 3
+
+
+def test_an_update_that_does_not_fit_even_without_its_request_changes_nothing(
+    registry: Registry,
+) -> None:
+    _create(registry, 1, request=ANOTHER)
+    before = _get(registry, 1)
+    with pytest.raises(RecordTooLarge):
+        registry.update(UUID(int=1), now=at(1), metadata=_map({"a": "x" * 600}), request=REQUEST)
+    after = _get(registry, 1)
+    assert (after, _request_of(registry, 1)) == (before, ANOTHER)

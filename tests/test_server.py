@@ -1,0 +1,838 @@
+"""The service over real sockets: what a client does wrong is its own trouble and nobody else's."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import logging
+import os
+import resource
+import shutil
+import signal
+import socket
+import stat
+import tempfile
+import threading
+import time
+import tracemalloc
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import pytest
+import wire
+from host import Script, exit_code, forked, in_child, path_of, stop_at_line
+from support import wait_until
+from wire import Wire
+
+from jidoka_shm import SessionManager, SessionReader, manager, server
+from jidoka_shm import endpoint as endpoint_module
+from jidoka_shm import reactor as reactor_module
+from jidoka_shm.errors import RegistryClosed, RegistryForbidden
+from jidoka_shm.logs import Seldom
+from jidoka_shm.protocol import MAX_FRAME, Done, Failed, Hello, Refused, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KEY = UUID(int=1)
+
+
+@pytest.fixture(autouse=True)
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A runtime directory of its own, in which nothing is left."""
+    made = Path(tempfile.mkdtemp(prefix="jidoka-"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(made))
+    monkeypatch.setattr(server, "_seldom", Seldom(logging.getLogger("jidoka_shm")))
+    yield made
+    left = [path.name for path in made.rglob("*.sock")]
+    shutil.rmtree(made)
+    assert left == []
+
+
+@pytest.fixture
+def service(name: str) -> Iterator[SessionManager]:
+    """A manager that listens, with one session."""
+    with SessionManager(name, capacity=64, listen=True) as made:
+        made.create_session(session_id=KEY)
+        yield made
+        made.unlink()
+
+
+def _clients(service: SessionManager) -> int:
+    return len(service._serving._server._clients)
+
+
+def _descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def _heartbeats(count: int) -> bytes:
+    return b"".join(encode(wire.update(KEY)) for _ in range(count))
+
+
+def _refusal(client: Wire) -> str:
+    """Return why a client is refused, once the connection has ended."""
+    *_, last = client.rest()
+    assert isinstance(last, Refused), last
+    return last.reason
+
+
+# ---------------------------------------------------------------------------- what works
+
+
+def test_changes_over_the_socket_are_seen_by_readers(service: SessionManager, name: str) -> None:
+    new = UUID(int=2)
+    with Wire(service) as client, SessionReader(name) as reader:
+        assert client.hello == Hello(1, service._instance.bytes)
+        assert client.ask(wire.create(new, maps=({"a": 1}, {}))) == Done(b"")
+        assert reader.get_session_info(new).metadata == {"a": 1}
+        assert isinstance(client.ask(wire.update(new, status="active")), Done)
+        assert reader.get_session_info(new).status == "active"
+        assert client.ask(wire.terminate(new, "done")) == Done(b"")
+        assert reader.get_session_info(new).error == "done"
+        assert isinstance(client.ask(wire.update(new)), Failed)
+
+
+def test_a_thousand_requests_in_one_piece_are_answered_in_order(service: SessionManager) -> None:
+    with Wire(service) as client:
+        client.send(*[wire.update(KEY, metadata={"n": number}) for number in range(1000)])
+        replies = [client.reply() for _ in range(1000)]
+        versions = [int.from_bytes(reply.record[16:24], "little") for reply in replies]
+        assert versions == list(range(versions[0], versions[0] + 1000))
+        assert service.get_session_info(KEY).metadata == {"n": 999}
+
+
+def test_a_deadline_is_kept_beside_clients(service: SessionManager) -> None:
+    with Wire(service) as client:
+        client.ask(wire.terminate(KEY))
+        wait_until(lambda: service.get(KEY) is None)
+
+
+def test_a_client_that_pipelines_lets_the_others_have_their_turns(
+    service: SessionManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[int] = []
+    turn = server.Connection._turn
+
+    def note(connection: server.Connection) -> None:
+        turn(connection)
+        served.append(id(connection))
+
+    pause = threading.Event()
+    # The loop waits in the first answer until both clients have sent all.
+    answer = service._serving._server.answer
+
+    def hold(request: object) -> object:
+        pause.wait()
+        return answer(request)
+
+    monkeypatch.setattr(server.Connection, "_turn", note)
+    service._serving._server.answer = hold
+    with Wire(service) as greedy, Wire(service) as modest:
+        greedy.send(_heartbeats(1500))
+        modest.send(_heartbeats(1))
+        pause.set()
+        assert isinstance(modest.reply(), Done)
+        at_reply = list(served)
+        for _ in range(1500):
+            assert isinstance(greedy.reply(), Done)
+        # One request each turn at least, and no more than two turns of the other before its own.
+        first = next(at for at, who in enumerate(served) if who != served[0])
+        assert first <= 2
+        assert len(at_reply) < len(served)
+
+
+def test_no_turn_carries_out_more_than_its_share(
+    service: SessionManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts, inside = [], [0]
+    turn, answer = server.Connection._turn, service._serving._server.answer
+
+    def count(request: object) -> object:
+        inside[0] += 1
+        return answer(request)
+
+    def note(connection: server.Connection) -> None:
+        inside[0] = 0
+        turn(connection)
+        counts.append(inside[0])
+
+    monkeypatch.setattr(server.Connection, "_turn", note)
+    service._serving._server.answer = count
+    with Wire(service) as client:
+        client.send(_heartbeats(1000))
+        for _ in range(1000):
+            client.reply()
+    wait_until(lambda: sum(counts) == 1000)
+    assert max(counts) <= server._TURN
+
+
+# ---------------------------------------------------------------------------- what clients do wrong
+
+
+@pytest.mark.parametrize(
+    ("junk", "reason"),
+    [
+        ((MAX_FRAME + 1).to_bytes(4, "little"), "is the limit"),
+        (b"GET / HTTP/1.1\r\n\r\n", "is the limit"),
+        (b"\xff" * 100, "is the limit"),
+        (wire.frame(b""), "not a message of this protocol"),
+        (wire.frame(b"\xc1" * 10), "not a message of this protocol"),
+        (wire.frame(b"\x91" * 100_000), "not a message of this protocol"),
+        (encode(Done(b"")), "not a message of this protocol"),
+    ],
+)
+def test_garbage_ends_its_own_connection_with_the_reason(
+    service: SessionManager, junk: bytes, reason: str
+) -> None:
+    with Wire(service) as other, Wire(service) as client:
+        client.send(wire.update(KEY), junk, wire.terminate(KEY))
+        assert isinstance(client.reply(), Done)
+        assert reason in _refusal(client)
+        # What stood behind it was not carried out.
+        assert isinstance(other.ask(wire.update(KEY)), Done)
+    wait_until(lambda: _clients(service) == 0)
+
+
+def test_a_half_frame_and_silence_keep_nobody_waiting(service: SessionManager) -> None:
+    with Wire(service) as silent, Wire(service) as other:
+        silent.send(encode(wire.update(KEY))[:-1])
+        for _ in range(10):
+            assert isinstance(other.ask(wire.update(KEY)), Done)
+        silent.socket.shutdown(socket.SHUT_WR)
+        assert silent.rest() == []
+
+
+def test_a_frame_that_comes_byte_by_byte_is_answered(service: SessionManager) -> None:
+    with Wire(service) as slow, Wire(service) as other:
+        for byte in encode(wire.update(KEY)):
+            slow.send(bytes([byte]))
+            assert isinstance(other.ask(wire.update(KEY)), Done)
+        assert isinstance(slow.reply(), Done)
+
+
+def test_a_half_closed_client_gets_all_its_replies(service: SessionManager) -> None:
+    with Wire(service) as client:
+        client.send(_heartbeats(1000))
+        client.socket.shutdown(socket.SHUT_WR)
+        replies = client.rest()
+        assert [type(reply) for reply in replies] == [Done] * 1000
+
+
+def test_a_client_that_vanishes_in_mid_request_disturbs_nobody(service: SessionManager) -> None:
+    before = service.get_session_info(KEY).version
+    for cut in (1, 3, 4, 10, -1):
+        with Wire(service) as client:
+            client.send(encode(wire.update(KEY))[:cut])
+    for _ in range(20):
+        with Wire(service) as client:
+            client.send(_heartbeats(300))
+    wait_until(lambda: _clients(service) == 0)
+    with Wire(service) as client:
+        assert isinstance(client.ask(wire.update(KEY)), Done)
+    assert before < service.get_session_info(KEY).version <= before + 20 * 300 + 1
+
+
+def test_a_client_that_never_reads_costs_a_bounded_memory(service: SessionManager) -> None:
+    piece = _heartbeats(1000)
+    tracemalloc.start()
+    try:
+        with Wire(service) as other, contextlib.ExitStack() as later:
+            first = set(service._serving._server._clients)
+            deaf = later.enter_context(Wire(service))
+            deaf.socket.settimeout(0)
+            left = memoryview(piece * 100)
+            before = tracemalloc.get_traced_memory()[0]
+            (connection,) = service._serving._server._clients - first
+            while left and not connection._is_full:
+                try:
+                    left = left[deaf.socket.send(left) :]
+                except BlockingIOError:
+                    # Others are answered meanwhile.
+                    assert isinstance(other.ask(wire.update(KEY)), Done)
+            assert left, "it took 100,000 requests from a client that reads nothing"
+            assert connection._transport.get_write_buffer_size() < 2 * server._HIGH
+            assert tracemalloc.get_traced_memory()[0] - before < 4 * server._HIGH
+            for _ in range(10):
+                assert isinstance(other.ask(wire.update(KEY)), Done)
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_client_that_reads_late_gets_every_reply(service: SessionManager) -> None:
+    count = 6000
+    with Wire(service) as late:
+        writer = threading.Thread(target=late.send, args=(_heartbeats(count),))
+        writer.start()
+        wait_until(lambda: any(c._is_full for c in service._serving._server._clients))
+        versions = [int.from_bytes(late.reply().record[16:24], "little") for _ in range(count)]
+        writer.join()
+    assert versions == list(range(versions[0], versions[0] + count))
+
+
+def test_a_request_whose_answer_raises_ends_its_connection_and_no_other(
+    service: SessionManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = service._serving._server.answer
+
+    def fail(request: object) -> object:
+        if request.session_id == bytes(16):
+            raise MemoryError
+        return answer(request)
+
+    service._serving._server.answer = fail
+    bad = encode(wire.terminate(UUID(int=0)))
+    with Wire(service) as other:
+        for before in (1, server._TURN + 1):
+            with Wire(service) as client:
+                client.send(_heartbeats(before) + bad + _heartbeats(1))
+                assert [type(each) for each in client.rest()] == [Done] * before
+        assert isinstance(other.ask(wire.update(KEY)), Done)
+    assert "MemoryError" in caplog.text
+    # It holds the frames, and they the manager.
+    caplog.clear()
+
+
+# ---------------------------------------------------------------------------- who may come
+
+
+def test_a_client_too_many_is_refused_until_another_leaves(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with SessionManager(name, capacity=4, listen=True) as service:
+        clients: list[Wire] = []
+        try:
+            clients.extend(Wire(service) for _ in range(manager.MAX_CLIENTS))
+            for _ in range(100):
+                with Wire(service, greeted=False) as extra:
+                    assert "512 clients" in _refusal(extra)
+            assert len(caplog.records) == 1
+            clients.pop().__exit__()
+            wait_until(lambda: _clients(service) == manager.MAX_CLIENTS - 1)
+            clients.append(Wire(service))
+        finally:
+            for client in clients:
+                client.__exit__()
+        service.unlink()
+
+
+def test_descriptors_are_left_to_the_rest_of_the_process(
+    service: SessionManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    for soft, room in ((server._RESERVE + 1, 1), (10, 0)):
+        limits = (soft, hard)
+        monkeypatch.setattr(server.resource, "getrlimit", lambda _, limits=limits: limits)
+        with Wire(service, greeted=False) as first, Wire(service, greeted=False) as second:
+            if room:
+                assert isinstance(first.reply(), Hello)
+                assert "has 1 clients" in _refusal(second)
+            else:
+                assert "has 0 clients" in _refusal(first)
+        wait_until(lambda: _clients(service) == 0)
+
+
+def test_without_descriptors_clients_wait_and_the_log_has_one_line(name: str) -> None:
+    """The process has no descriptor left at all: accept fails until there are some again."""
+    code = """
+        import logging, os, resource, socket, sys, time
+        from jidoka_shm import SessionManager, server
+        logging.basicConfig(stream=sys.stdout, format="%(name)s %(message)s", level="WARNING")
+        with SessionManager(sys.argv[1], capacity=4, listen=True) as m:
+            path = m._serving._endpoint.path
+            spare = os.open("/dev/null", os.O_RDONLY)
+            clients = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            used = len(os.listdir("/proc/self/fd"))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+            for client in clients:
+                client.connect(path)
+            seen = server._seldom
+            while not seen._last:
+                time.sleep(0.001)
+            m.create_session()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for client in clients:
+                client.settimeout(30)
+                print(len(client.recv(100)), flush=True)
+                client.close()
+            m.unlink()
+    """
+    with Script(code, name) as script:
+        lines = script.end().splitlines()
+    assert lines[1:] == ["30"] * 3
+    assert lines[0].startswith("jidoka_shm ")
+    assert "accept" in lines[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_is_refused_and_changes_nothing(
+    service: SessionManager, runtime: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path(wire.path_of_service(service))
+    # The modes would keep it out before; what is tried here is the check behind them.
+    for each in (runtime, path.parent, path):
+        each.chmod(0o777)
+
+    def intrude() -> None:
+        os.setresuid(65_534, 65_534, 65_534)
+        for _ in range(5):
+            with Wire(str(path), greeted=False) as client:
+                with contextlib.suppress(BrokenPipeError):
+                    client.send(wire.terminate(KEY))
+                (reply,) = client.rest()
+                assert isinstance(reply, Refused)
+                assert "belongs to the user with uid 0" in reply.reason
+
+    assert in_child(intrude) == 0
+    assert service.get_session_info(KEY).status == "initializing"
+    (record,) = caplog.records
+    assert "of user 65534" in record.getMessage()
+
+
+def test_a_peer_of_another_uid_is_refused(
+    service: SessionManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    service._serving._server._uid += 1
+    with Wire(service, greeted=False) as client:
+        assert "belongs to the user" in _refusal(client)
+    assert _clients(service) == 0
+
+
+def test_the_log_says_once_what_strangers_repeat(
+    service: SessionManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(50):
+        with Wire(service) as client:
+            assert "not a message" in _refusal(client.send(wire.frame(b"\x91\xa4evil")))
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"registry {service.name!r}: refused a client: not a message of this protocol: "
+        "Invalid value 'evil' - at `$[0]`"
+    )
+
+
+def test_what_was_kept_back_is_counted_at_the_next_line(caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    seldom = Seldom(logging.getLogger("jidoka_shm"), clock=lambda: now[0])
+    for moment in (0, 1, 59.9, 60, 61, 120):
+        now[0] = moment
+        seldom.warning("it came from %s", moment)
+        seldom.warning("another")
+    texts = [record.getMessage() for record in caplog.records if "it came" in record.getMessage()]
+    assert texts == [
+        "it came from 0",
+        "it came from 60 (and 2 times before)",
+        "it came from 120 (and 1 times before)",
+    ]
+
+
+# ---------------------------------------------------------------------------- the end
+
+
+def test_what_was_received_at_the_close_is_answered(name: str) -> None:
+    service = SessionManager(name, capacity=4, listen=True)
+    service.create_session(session_id=KEY)
+    before, received = service.get_session_info(KEY).version, threading.Event()
+    answer, hold = service._serving._server.answer, threading.Event()
+
+    def wait(request: object) -> object:
+        received.set()
+        hold.wait()
+        return answer(request)
+
+    service._serving._server.answer = wait
+    with Wire(service) as client, Wire(service) as idle, SessionReader(name) as reader:
+        client.send(_heartbeats(500))
+        received.wait()
+        closing = threading.Thread(target=service.close)
+        closing.start()
+        hold.set()
+        assert [type(reply) for reply in client.rest()] == [Done] * 500
+        assert idle.rest() == []
+        closing.join()
+        assert reader.get_session_info(KEY).version == before + 500
+        assert not reader.writer_alive
+    SessionManager(name).unlink()
+
+
+def test_a_client_that_reads_nothing_does_not_keep_a_manager_from_closing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_LAST", 0.01)
+    service = SessionManager(name, capacity=4, listen=True)
+    service.create_session(session_id=KEY)
+    with Wire(service) as deaf:
+        deaf.socket.settimeout(0)
+        connection = next(iter(service._serving._server._clients))
+        piece = _heartbeats(200)
+        while not connection._is_full:
+            try:
+                deaf.socket.send(piece)
+            except BlockingIOError:
+                continue
+        service.unlink()
+
+
+def test_nobody_is_accepted_after_the_close(name: str) -> None:
+    service = SessionManager(name, capacity=4, listen=True)
+    path = wire.path_of_service(service)
+    service.unlink()
+    with pytest.raises((FileNotFoundError, ConnectionRefusedError)):
+        Wire(path)
+
+
+@pytest.mark.parametrize("listen", [True, False])
+def test_the_control_says_where_a_living_service_listens(name: str, *, listen: bool) -> None:
+    first = SessionManager(name, capacity=4, listen=True)
+    control = first._own.control
+    assert wire.path_of_service(first).endswith(".sock")
+    first.close()
+    with SessionManager(name, listen=listen) as second:
+        path = wire.path_of_service(second)
+        assert bool(path) == listen == bool(Path(path).is_socket())
+        second.unlink()
+    assert control._memory[256] == 0
+
+
+def test_a_manager_that_nobody_uses_any_more_leaves_its_clients(name: str) -> None:
+    gc.collect()
+    threads, descriptors = threading.active_count(), _descriptors()
+    service = SessionManager(name, capacity=4, listen=True)
+    path = wire.path_of_service(service)
+    with Wire(service) as client, Wire(service) as busy:
+        busy.send(_heartbeats(10))
+        del service
+        gc.collect()
+        assert client.rest() == []
+        busy.rest()
+    assert not Path(path).exists()
+    wait_until(lambda: threading.active_count() == threads)
+    gc.collect()
+    assert _descriptors() <= descriptors
+    SessionManager(name).unlink()
+
+
+def test_unlinking_ends_with_every_client(service: SessionManager) -> None:
+    with Wire(service) as client, Wire(service) as busy:
+        busy.send(_heartbeats(300))
+        service.unlink()
+        assert client.rest() == []
+        replies = busy.rest()
+        assert {type(reply) for reply in replies} <= {Done}
+
+
+def test_names_removed_by_hand_end_with_every_client(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = SessionManager(name, capacity=4, listen=True)
+    service.create_session(session_id=KEY)
+    path = Path(wire.path_of_service(service))
+    with Wire(service) as client:
+        path_of(name).unlink()
+        path_of(name, 1).unlink()
+        assert client.rest() == []
+    wait_until(lambda: not path.exists())
+    with pytest.raises(RegistryClosed):
+        service.create_session()
+    service.close()
+
+
+def test_names_removed_by_hand_do_not_take_a_successors_socket(name: str) -> None:
+    old = SessionManager(name, capacity=4, listen=True)
+    path_of(name).unlink()
+    path_of(name, 1).unlink()
+    with SessionManager(name, capacity=4, listen=True) as new:
+        old.close()
+        with Wire(new) as client:
+            assert client.hello.instance == new._instance.bytes
+        new.unlink()
+
+
+def test_threads_may_close_at_once_beside_clients(name: str) -> None:
+    for _ in range(5):
+        service = SessionManager(name, capacity=4, listen=True)
+        with Wire(service) as client:
+            client.send(_heartbeats(10))
+            threads = [threading.Thread(target=service.close) for _ in range(6)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            client.rest()
+    SessionManager(name).unlink()
+
+
+def test_a_close_in_the_reactors_own_thread_waits_for_nothing(service: SessionManager) -> None:
+    """As a finalizer does that runs inside of a client's request."""
+    answer = service._serving._server.answer
+
+    def close(request: object) -> object:
+        try:
+            return answer(request)
+        finally:
+            service.close()
+
+    service._serving._server.answer = close
+    with Wire(service) as client:
+        client.send(wire.update(KEY), wire.update(KEY))
+        began = time.monotonic()
+        replies = client.rest()
+        assert [type(reply) for reply in replies] == [Done]
+        # The limit of run() would be waited for, by the loop itself.
+        assert time.monotonic() - began < reactor_module._LONGEST
+    SessionManager(service.name).unlink()
+
+
+# ---------------------------------------------------------------------------- forks
+
+
+def test_a_forked_child_holds_no_socket(service: SessionManager) -> None:
+    with Wire(service) as client:
+        ours = client.socket.fileno()
+
+        def look() -> None:
+            found = {
+                int(link.name)
+                for link in list(Path("/proc/self/fd").iterdir())
+                if _is_socket(int(link.name))
+            }
+            sockets = [fd for fd in found if fd != ours and _is_of_service(fd)]
+            assert sockets == []
+
+        assert in_child(look) == 0
+        assert isinstance(client.ask(wire.update(KEY)), Done)
+
+
+def _is_of_service(descriptor: int) -> bool:
+    with socket.socket(fileno=os.dup(descriptor)) as found:
+        return found.family == socket.AF_UNIX and str(found.getsockname()).endswith(".sock")
+
+
+def test_a_parent_goes_on_serving_after_a_childs_close_and_exit(service: SessionManager) -> None:
+    with Wire(service) as client:
+
+        def end() -> None:
+            began = time.monotonic()
+            service.close()
+            # The child has no thread that could do anything for it.
+            assert time.monotonic() - began < reactor_module._LONGEST
+
+        for _ in range(3):
+            assert in_child(end) == 0
+            assert isinstance(client.ask(wire.update(KEY)), Done)
+            with Wire(service) as another:
+                assert isinstance(another.ask(wire.update(KEY)), Done)
+        assert Path(wire.path_of_service(service)).is_socket()
+
+
+def test_a_child_that_ends_as_a_script_does_says_nothing(name: str) -> None:
+    code = """
+        import os, sys
+        sys.path.insert(0, sys.argv[2])
+        import wire
+        from jidoka_shm import SessionManager
+        with SessionManager(sys.argv[1], capacity=4, listen=True) as m:
+            key = m.create_session()
+            client = wire.Wire(m)
+            pid = os.fork()
+            if pid == 0:
+                client.socket.close()
+                sys.exit()
+            print(os.waitpid(pid, 0)[1])
+            print(type(client.ask(wire.update(key))).__name__)
+            client.socket.close()
+            m.unlink()
+    """
+    code = code.replace("os.fork()", "__import__('host').fork()")
+    with Script(code, name, Path(__file__).parent) as script:
+        assert script.end() == "0\nDone\n"
+
+
+def test_a_killed_parent_is_seen_by_every_client_although_its_child_sleeps_on(name: str) -> None:
+    code = """
+        import os, sys, time
+        sys.path.insert(0, sys.argv[2])
+        import host
+        from jidoka_shm import SessionManager
+        m = SessionManager(sys.argv[1], capacity=4, listen=True)
+        print(m._serving._endpoint.path, flush=True)
+        sys.stdin.readline()
+        read, write = os.pipe()
+        if host.fork() == 0:
+            os.write(write, b"x")
+            sys.stdin.readline()
+            os._exit(0)
+        os.read(read, 1)
+        print("forked", flush=True)
+        time.sleep(1000)
+    """
+    with Script(code, name, Path(__file__).parent) as script:
+        path = script.line()
+        clients = [Wire(path) for _ in range(3)]
+        script.go()
+        assert script.line() == "forked"
+        os.kill(script.pid, signal.SIGKILL)
+        for client in clients:
+            assert client.rest() == []
+            client.__exit__()
+        # The kernel closes a dead process's descriptors in no order that is promised.
+        script.kill()
+        with pytest.raises(ConnectionRefusedError):
+            Wire(path)
+        with SessionManager(name, listen=True, wait=30) as successor:
+            assert wire.path_of_service(successor) == path
+            with Wire(successor) as client:
+                assert isinstance(client.ask(wire.create(KEY)), Done)
+            successor.unlink()
+        script.close_input()
+
+
+def test_forks_beside_clients_that_come_and_go_keep_no_connection_alive(
+    service: SessionManager,
+) -> None:
+    """A child forked at any moment of an accept must not hold the client's end of file back."""
+    children = []
+    try:
+        stop = threading.Event()
+
+        def come_and_go() -> None:
+            while not stop.is_set():
+                with Wire(service) as client:
+                    client.ask(wire.update(KEY))
+
+        threads = [threading.Thread(target=come_and_go) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        read, write = os.pipe()
+
+        def wait_for_the_end() -> None:
+            os.close(write)
+            held = [int(link.name) for link in list(Path("/proc/self/fd").iterdir())]
+            bad = [fd for fd in held if _is_socket(fd) and _is_of_service(fd)]
+            assert bad == []
+
+        children.extend(forked(wait_for_the_end) for _ in range(30))
+        os.close(write)
+        os.close(read)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    finally:
+        codes = [exit_code(child) for child in children]
+    assert codes == [0] * 30
+
+
+def _is_socket(descriptor: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+    except OSError:
+        return False
+
+
+# ---------------------------------------------------------------------------- a start that fails
+
+
+def _refuse(*_: object) -> None:
+    raise OSError(errno.EACCES, "refused")
+
+
+@pytest.mark.parametrize("found", [False, True])
+@pytest.mark.parametrize("exception", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("step", ["directory", "server", "publish", "Serving"])
+def test_a_constructor_that_fails_leaves_nothing(  # noqa: PLR0913, PLR0917 - one a choice
+    name: str,
+    runtime: Path,
+    found: bool,
+    exception: type[BaseException],
+    step: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if step == "server" and exception is KeyboardInterrupt:
+        pytest.skip("no KeyboardInterrupt comes in a thread that is not the main one")
+    if found:
+        SessionManager(name, capacity=4).close()
+    gc.collect()
+    threads, descriptors = threading.active_count(), _descriptors()
+
+    def fail(*_: object, **__: object) -> None:
+        raise exception
+
+    async def fail_later(*_: object) -> None:
+        raise exception
+
+    places = {
+        "directory": (endpoint_module, "_make_private", fail),
+        "server": (server.Server, "start", fail_later),
+        "publish": (manager.Serving, "start", _start_then(exception)),
+        "Serving": (manager, "Serving", fail),
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(*places[step])
+        with pytest.raises(exception):
+            SessionManager(name, capacity=4, listen=True)
+    gc.collect()
+    assert threading.active_count() == threads
+    assert _descriptors() <= descriptors
+    assert list(runtime.rglob("*.sock")) == []
+    assert path_of(name).exists() == found
+    with SessionManager(name, capacity=4, listen=True) as service:
+        with Wire(service) as client:
+            assert isinstance(client.ask(wire.create(KEY)), Done)
+        service.unlink()
+
+
+def _start_then(exception: type[BaseException]) -> object:
+    start = manager.Serving.start
+
+    def start_and_fail(serving: manager.Serving, *arguments: object) -> None:
+        start(serving, *arguments)
+        raise exception
+
+    return start_and_fail
+
+
+def test_a_directory_of_another_user_is_a_typed_error(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(directory: Path) -> None:
+        raise RegistryForbidden(str(directory), 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(endpoint_module, "_make_private", refuse)
+        with pytest.raises(RegistryForbidden):
+            SessionManager(name, capacity=4, listen=True)
+    assert not path_of(name).exists()
+
+
+def test_an_interrupt_at_any_line_of_a_start_leaves_no_socket(name: str, runtime: Path) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    def make() -> None:
+        serving = made[0]
+        serving.start(service._reactor)
+
+    # One line of the service's start at a time, from its manager's side.
+    service = SessionManager(name, capacity=4)
+    service.close()
+    number, made = 0, [None]
+    while True:
+        number += 1
+        service = SessionManager(name, capacity=4)
+        made[0] = service._make_serving(4)
+        try:
+            more = stop_at_line(number, make, interrupt)
+        except KeyboardInterrupt:
+            more = True
+        service._reactor.stop()
+        made[0].withdraw()
+        assert list(runtime.rglob("*.sock")) == [], number
+        assert wire.path_of_service(service) == "", number
+        service.close()
+        if not more:
+            break
+    assert number > 20
+    SessionManager(name).unlink()
