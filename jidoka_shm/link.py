@@ -3,7 +3,8 @@
 Each call takes a connection for itself and gives it back when all its replies are there. So no
 call waits for another, there is no lock that a signal handler could meet taken, and a call that
 is interrupted loses its connection and nothing else. There are as many connections as calls at
-once; a few are kept for the next.
+once; a few are kept for the next. Those that a forked child inherits have closed themselves, and
+are let go of like any whose service has ended.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from . import forks, starting
+from . import starting
 from .connection import Connection, Incompatible, Lost
 from .errors import WriterUnavailable
 
@@ -49,7 +50,6 @@ class Link:
         self._start = start
         self._idle: deque[Connection] = deque()
         self._closed = False
-        forks.register(self)
 
     def take(self, reader: SessionReads, deadline: float) -> Connection:
         """Return a connection to the service of what ``reader`` reads, for one call.
@@ -87,10 +87,6 @@ class Link:
         """Let go of all connections, those in use when they are given back. May be repeated."""
         self._closed = True
         self._idle.clear()
-
-    def after_fork_in_child(self) -> None:
-        """Begin without connections; each closes its own descriptor."""
-        self._idle = deque()
 
 
 class _Search:
