@@ -9,7 +9,6 @@ are let go of like any whose service has ended.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -66,10 +65,12 @@ class Link:
         view = _view_of(reader)
         control, identity = view.control, view.identity
         while self._idle:
-            with contextlib.suppress(IndexError):  # another thread has taken the last one
+            try:
                 connection = self._idle.pop()
-                if connection.control is control or connection.instance == identity[0]:
-                    return connection
+            except IndexError:  # another thread has taken the last one
+                break
+            if connection.control is control or connection.instance == identity[0]:
+                return connection
         return _Search(self._name, reader, deadline, start=self._start).connection()
 
     def give(self, connection: Connection) -> None:
