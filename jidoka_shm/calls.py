@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _LARGEST: Final = (1 << 64) - 1
 
+#: What a heartbeat changes.
+_NOTHING: Final = Fields()
+
 
 class Call(NamedTuple):
     """One change that is asked for.
@@ -89,17 +92,19 @@ def to_terminate(session_id: object, error: object) -> Call:
 
 
 def _to_fields(fields: dict[str, Any]) -> Fields:
+    if not fields:
+        return _NOTHING
     if "status" in fields:
         fields["status"] = fields["status"].value
     if "owner" in fields:
         fields["owner"] = _to_owner(fields["owner"])
-    _check_size(fields.get("metadata", b""), fields.get("llm_config", b""))
+    _check_size(*[fields[name] for name in ("metadata", "llm_config") if name in fields])
     return Fields(**fields)
 
 
 def _check_size(*maps: bytes | Raw) -> None:
     """Raise ``RecordTooLarge`` for maps that no request may carry."""
-    size = sum(memoryview(each).nbytes for each in maps)
+    size = sum([memoryview(each).nbytes for each in maps])
     if size > MAX_RECORD:
         raise RecordTooLarge(size, MAX_RECORD)
 

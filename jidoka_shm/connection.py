@@ -134,14 +134,19 @@ class Connection:
         """
         self.handed = 0
         # What cannot be answered in time is not sent.
-        _left(deadline)
+        left = _left(deadline)
         try:
             self._send(data)
-            while self._sends and self.handed < len(data):
-                count -= self._send_more(data, deadline, take)
+            if self.handed < len(data):
+                while self._sends and self.handed < len(data):
+                    count -= self._send_more(data, deadline, take)
+                left = _left(deadline)
+            if self._readable.poll(left * 1000):
+                count -= self._receive(take)
         except OSError as error:
             raise _lost(error) from None
-        self._await(count, deadline, take)
+        if count:
+            self._await(count, deadline, take)
 
     def _send(self, data: bytes | memoryview) -> None:
         """Send as much as the socket takes."""

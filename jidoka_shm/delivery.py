@@ -92,11 +92,17 @@ class Delivery:
 
         It raises only what interrupts it. In the middle of that nothing is known of the changes.
         """
-        while len(self._outcomes) < len(self._calls):
+        outcomes, total = self._outcomes, len(self._calls)
+        while len(outcomes) < total:
             try:
                 connection = self._link.take(self._reader, self._deadline)
-                self._check_instance(connection)
-                self._exchange(connection)
+                if self._instance is not connection.instance:
+                    self._check_instance(connection)
+                # One by one: what one change of a session came to tells of the next.
+                while len(outcomes) < self._sent:
+                    self._send_again(connection)
+                if len(outcomes) < total:
+                    self._send_rest(connection)
             except Lost as lost:
                 self._link.forget()
                 self._reason = str(lost)
@@ -108,7 +114,7 @@ class Delivery:
                 self._give_up(error)
             else:
                 self._link.give(connection)
-        return self._outcomes
+        return outcomes
 
     def _check_instance(self, connection: Connection) -> None:
         """Raise unless it leads to the registry that the first of them was sent to."""
@@ -125,13 +131,6 @@ class Delivery:
         self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE)
 
     # ------------------------------------------------------------------ sending
-
-    def _exchange(self, connection: Connection) -> None:
-        # One by one: what the first of two changes of one session came to tells of the second.
-        while len(self._outcomes) < self._sent:
-            self._send_again(connection)
-        if len(self._outcomes) < len(self._calls):
-            self._send_rest(connection)
 
     def _send_rest(self, connection: Connection) -> None:
         at = len(self._outcomes)
@@ -164,8 +163,14 @@ class Delivery:
     def _settle(self, reply: Reply) -> None:
         """Take the reply to the first change that has none."""
         call = self._calls[len(self._outcomes)]
+        outcome: Outcome
         try:
-            outcome = _value(call, reply) if type(reply) is Done else self._not_done(call, reply)
+            if type(reply) is not Done:
+                outcome = self._not_done(call, reply)
+            elif type(call.request) is Update:
+                outcome = unpack_slot(reply.record, call.session_id)
+            else:
+                outcome = call.session_id if type(call.request) is Create else None
         except (JidokaError, ProtocolError) as error:
             reason = str(error)
             outcome = WriterUnavailable(self._reader.name, outcome_unknown=True, reason=reason)
@@ -208,13 +213,6 @@ class Delivery:
         with contextlib.suppress(JidokaError):
             return self._reader.get(call.session_id)
         return None
-
-
-def _value(call: Call, done: Done) -> Outcome:
-    """Return what a call of its kind returns."""
-    if isinstance(call.request, Update):
-        return unpack_slot(done.record, call.session_id)
-    return call.session_id if isinstance(call.request, Create) else None
 
 
 def _text(error: JidokaError) -> str | None:

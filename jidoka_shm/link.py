@@ -3,17 +3,17 @@
 Each call takes a connection for itself and gives it back when all its replies are there. So no
 call waits for another, there is no lock that a signal handler could meet taken, and a call that
 is interrupted loses its connection and nothing else. There are as many connections as calls at
-once; a few are kept for the next.
+once; a few are kept for the next. Those that a forked child inherits have closed themselves, and
+are let go of like any whose service has ended.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from . import forks, starting
+from . import starting
 from .connection import Connection, Incompatible, Lost
 from .errors import WriterUnavailable
 
@@ -49,7 +49,6 @@ class Link:
         self._start = start
         self._idle: deque[Connection] = deque()
         self._closed = False
-        forks.register(self)
 
     def take(self, reader: SessionReads, deadline: float) -> Connection:
         """Return a connection to the service of what ``reader`` reads, for one call.
@@ -66,10 +65,12 @@ class Link:
         view = _view_of(reader)
         control, identity = view.control, view.identity
         while self._idle:
-            with contextlib.suppress(IndexError):  # another thread has taken the last one
+            try:
                 connection = self._idle.pop()
-                if connection.control is control or connection.instance == identity[0]:
-                    return connection
+            except IndexError:  # another thread has taken the last one
+                break
+            if connection.control is control or connection.instance == identity[0]:
+                return connection
         return _Search(self._name, reader, deadline, start=self._start).connection()
 
     def give(self, connection: Connection) -> None:
@@ -87,10 +88,6 @@ class Link:
         """Let go of all connections, those in use when they are given back. May be repeated."""
         self._closed = True
         self._idle.clear()
-
-    def after_fork_in_child(self) -> None:
-        """Begin without connections; each closes its own descriptor."""
-        self._idle = deque()
 
 
 class _Search:

@@ -35,7 +35,7 @@ from jidoka_shm import (
     VersionConflict,
     WriterUnavailable,
 )
-from jidoka_shm.protocol import Done, Failed, Refused, Unknown, pack_error
+from jidoka_shm.protocol import PROTOCOL_VERSION, Done, Failed, Hello, Refused, Unknown, pack_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -615,6 +615,39 @@ def test_a_registry_made_anew_between_two_calls_is_gone_on_with(name: str) -> No
             second.unlink()
 
 
+def test_a_connection_to_the_last_registry_is_not_used_for_the_next(
+    name: str, tmp_path: Path
+) -> None:
+    first = SessionManager(name)
+    with Scripted(first, tmp_path / "1") as service, SessionClient(name, timeout=60) as client:
+        client.create_session()
+        first.unlink()
+        with SessionManager(name, listen=True) as second:
+            client.refresh()
+            assert client.create_session() in second
+            second.unlink()
+        assert len(service.requests) == 1
+
+
+def test_a_service_of_another_registry_is_not_asked(name: str, service: Scripted) -> None:
+    right, service.greeting = service.greeting, Hello(PROTOCOL_VERSION, bytes(16))
+    with SessionClient(name, timeout=0.1) as client:
+        with pytest.raises(WriterUnavailable, match="another registry's service") as caught:
+            client.create_session()
+        assert not caught.value.outcome_unknown
+        assert service.requests == []
+        service.greeting = right
+        client.create_session()
+
+
+def test_a_service_of_another_version_is_an_error_at_once(name: str, service: Scripted) -> None:
+    service.greeting = Hello(PROTOCOL_VERSION + 1, bytes(16))
+    with SessionClient(name, timeout=60) as client:
+        with taking_less_than(AT_ONCE), pytest.raises(WriterUnavailable) as caught:
+            client.create_session()
+        assert "use one version of jidoka_shm everywhere" in str(caught.value)
+
+
 def test_a_registry_destroyed_with_a_request_leaves_its_outcome_unknown(
     name: str, tmp_path: Path
 ) -> None:
@@ -756,6 +789,28 @@ def test_idle_connections_are_few(client: SessionClient, service: Scripted) -> N
     service.act = service.apply
     client.create_session()
     assert service.accepted == at_once
+
+
+def test_what_a_dead_service_leaves_idle_is_let_go(
+    client: SessionClient, service: Scripted
+) -> None:
+    barrier = threading.Barrier(4)
+
+    def meet(request: Request) -> Reply:
+        barrier.wait(60)
+        return service.apply(request)
+
+    service.act = meet
+    threads = [threading.Thread(target=client.create_session) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(client._link._idle) == 4
+    service.act = service.apply
+    service.drop_connections()
+    client.create_session()
+    assert len(client._link._idle) == 1
 
 
 def test_a_signal_handler_may_change_in_the_middle_of_a_change(
