@@ -82,7 +82,7 @@ class Commands(click.Group):
         try:
             code, text = super().main(*args, **extra), ""
         except (click.ClickException, click.Abort, JidokaError, OSError) as error:
-            code, text = _end_of(error)
+            code, text = end_of(error)
         if text:
             with contextlib.suppress(OSError):
                 click.echo(f"{PROGRAM}: {escape(text)}", err=True)
@@ -90,7 +90,7 @@ class Commands(click.Group):
         sys.exit(code or DONE)
 
 
-def _end_of(error: Exception) -> tuple[int, str]:
+def end_of(error: Exception) -> tuple[int, str]:
     """Return the status and the text that an error ends the command with."""
     match error:
         case click.UsageError():

@@ -1,0 +1,43 @@
+"""What a service manager is told: datagrams to the socket that it names, as sd_notify(3) says."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from typing import Final
+
+_log = logging.getLogger("jidoka_shm")
+
+#: How long a service manager that does not read may keep the service waiting, in seconds.
+_PATIENCE: Final = 1.0
+
+
+def ready(status: str) -> None:
+    """Say that the service answers from now on.
+
+    Args:
+        status: a line for people.
+    """
+    _send(f"READY=1\nMAINPID={os.getpid()}\nSTATUS={status}")
+
+
+def stopping(status: str) -> None:
+    """Say that the service ends."""
+    _send(f"STOPPING=1\nSTATUS={status}")
+
+
+def _send(state: str) -> None:
+    """Send what is said, if anybody asked for it; nobody's not listening stops the service."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    # One that begins with @ has no file: the kernel writes it with a zero byte there.
+    where = f"\0{address[1:]}" if address.startswith("@") else address
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.settimeout(_PATIENCE)
+            sender.connect(where)
+            sender.sendall(state.encode())
+    except (OSError, ValueError) as error:
+        _log.warning("the service manager at %r cannot be told: %s", address, error)
