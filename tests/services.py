@@ -73,7 +73,6 @@ class Service:
         name: str,
         *options: str,
         address: str | None = None,
-        ready: bool = True,
         **more: Any,  # noqa: ANN401 - subprocess.Popen's own
     ) -> None:
         """Start it.
@@ -83,7 +82,6 @@ class Service:
             name: its registry's name.
             options: of the command.
             address: of the notify socket.
-            ready: whether to wait until it serves.
             more: of ``subprocess.Popen``.
         """
         self.notified = NotifySocket(address or str(place.path / f"notify-{os.urandom(4).hex()}"))
@@ -97,14 +95,13 @@ class Service:
             **more,
         )
         self.pid = self.process.pid
-        self.said: dict[str, str] = {}
-        if ready:
-            try:
-                self.said = self.notified.next()
-            except BaseException:
-                print(self.kill())
-                self.close()
-                raise
+        try:
+            #: What the service manager is told first.
+            self.said = self.notified.next()
+        except BaseException:
+            print(self.kill())
+            self.close()
+            raise
 
     def end(self, number: signal.Signals | None = signal.SIGTERM) -> tuple[int, str]:
         """Send it a signal, or none, and return its exit status and what it logged."""

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from host import descriptors_of, objects_of, path_of
+from host import objects_of, path_of
 from services import COMMAND, LIMIT, Place, Service
-from support import wait_until
 
 from jidoka_shm import SessionManager, SessionReader
 from jidoka_shm.cli import logs
@@ -108,29 +107,25 @@ def test_what_nohup_ignores_stays_ignored(place: Place, registry: str) -> None:
 
 def test_a_signal_while_it_waits_for_a_living_writer_ends_it(place: Place, registry: str) -> None:
     with SessionManager(registry, capacity=16) as manager:
-        with Service(place, registry, "--wait", "600", ready=False) as service:
-            # It looks at the lock now and then; its handlers are in place by then.
-            wait_until(lambda: _has_open(service.pid, path_of(registry)))
+        with Service(place, registry, "--wait", "600") as service:
+            assert service.said == {"STATUS": f"Waiting for process {os.getpid()} to end"}
             assert service.end(signal.SIGTERM)[0] == 0
         assert manager.writer_alive
         assert manager.create_session()
 
 
-def _has_open(pid: int, path: Path) -> bool:
-    links = Path(f"/proc/{pid}/fd").iterdir()
-    try:
-        return any(str(link.readlink()) == str(path) for link in links)
-    except FileNotFoundError:  # closed meanwhile
-        return False
-
-
 def test_it_waits_for_a_living_writer_to_end(place: Place, registry: str) -> None:
-    with Service(place, registry, "--capacity", "16") as old:
-        with Service(place, registry, "--wait", "600", ready=False) as new:
-            wait_until(lambda: _has_open(new.pid, path_of(registry)))
-            assert old.end()[0] == 0
-            assert new.notified.next()["READY"] == "1"
-            assert "took over registry" in new.end()[1]
+    with (
+        Service(place, registry, "--capacity", "16") as old,
+        Service(place, registry, "--wait", "600") as new,
+    ):
+        assert new.said == {"STATUS": f"Waiting for process {old.pid} to end"}
+        assert old.end()[0] == 0
+        assert new.notified.next()["READY"] == "1"
+        status, log = new.end()
+    assert status == 0
+    assert f"waiting up to 600 s for process {old.pid} to end" in log
+    assert "took over registry" in log
 
 
 def test_one_that_was_killed_is_taken_over(place: Place, registry: str) -> None:
@@ -205,7 +200,7 @@ def test_wrong_usage_is_status_2_and_makes_nothing(
 
 
 def test_no_room_is_status_1(place: Place, name: str) -> None:
-    run = _run(place, name, "--capacity", str(2**31), "--slot-size", "65536")
+    run = _run(place, name, "--capacity", str(2**23), "--slot-size", "65536")
     assert (run.returncode, run.stdout) == (1, "")
     assert "bytes of /dev/shm" in run.stderr
     assert objects_of(name) == set()
@@ -216,8 +211,9 @@ def test_no_room_is_status_1(place: Place, name: str) -> None:
 
 def test_the_options_are_the_managers(place: Place, registry: str) -> None:
     _fill(registry, 1)
-    options = "--capacity 100 --slot-size 1024 --cleanup-delay 0 --mode 640 --fresh".split()
-    with Service(place, registry, *options) as service, SessionReader(registry) as reader:
+    size = ["--capacity", "100", "--slot-size", "1024"]
+    others = ["--cleanup-delay", "0", "--mode", "640", "--fresh"]
+    with Service(place, registry, *size, *others) as service, SessionReader(registry) as reader:
         stats = reader.stats()
         assert (stats.sessions, stats.slot_size) == (0, 1024)
         assert 100 <= stats.capacity < 200

@@ -13,18 +13,31 @@ _log = logging.getLogger("jidoka_shm")
 _PATIENCE: Final = 1.0
 
 
-def ready(status: str) -> None:
+def status(text: str) -> None:
+    """Say what the service is at.
+
+    Args:
+        text: a line for people.
+    """
+    _send(f"STATUS={text}")
+
+
+def ready(text: str) -> None:
     """Say that the service answers from now on.
 
     Args:
-        status: a line for people.
+        text: a line for people.
     """
-    _send(f"READY=1\nMAINPID={os.getpid()}\nSTATUS={status}")
+    _send(f"READY=1\nMAINPID={os.getpid()}\nSTATUS={text}")
 
 
-def stopping(status: str) -> None:
-    """Say that the service ends."""
-    _send(f"STOPPING=1\nSTATUS={status}")
+def stopping(text: str) -> None:
+    """Say that the service ends.
+
+    Args:
+        text: a line for people.
+    """
+    _send(f"STOPPING=1\nSTATUS={text}")
 
 
 def _send(state: str) -> None:

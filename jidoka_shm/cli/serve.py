@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 import jidoka_shm
-from jidoka_shm.errors import JidokaError, RegistryClosed
+from jidoka_shm.errors import JidokaError, RegistryClosed, WriterAlreadyRunning
 
 from . import logs, notify
 from .failures import DONE, Refused, end_of
@@ -97,8 +97,7 @@ def serve(name: str, *, log_level: str, log_json: bool, **options: Any) -> int: 
     logs.begin(log_level, as_json=log_json)
     _raise_descriptor_limit()
     try:
-        with bad_values_are_wrong_usage():
-            return _serve(name, options)
+        return _serve(name, options)
     except (click.ClickException, JidokaError, OSError) as error:
         if not log_json:
             raise
@@ -118,7 +117,8 @@ def _raise_descriptor_limit() -> None:
 
 def _serve(name: str, options: dict[str, Any]) -> int:
     with _Signals() as signals, contextlib.suppress(_Stopped):
-        manager = jidoka_shm.SessionManager(name, listen=True, **options)
+        with bad_values_are_wrong_usage():
+            manager = _manager(name, options)
         # From here on a signal is waited for, and interrupts nothing.
         signals.defer()
         with manager:
@@ -132,6 +132,19 @@ def _serve(name: str, options: dict[str, Any]) -> int:
                 notify.stopping(f"Closing registry {name}")
         _log.info("closed registry %r, which stays for its next writer", name)
     return DONE
+
+
+def _manager(name: str, options: dict[str, Any]) -> SessionManager:
+    """Return the manager, and say so where it has to wait for another."""
+    try:
+        return jidoka_shm.SessionManager(name, listen=True, **options | {"wait": 0.0})
+    except WriterAlreadyRunning as error:
+        wait = options["wait"]
+        if not wait:
+            raise
+        _log.info("registry %r: waiting up to %g s for process %s to end", name, wait, error.pid)
+        notify.status(f"Waiting for process {error.pid} to end")
+    return jidoka_shm.SessionManager(name, listen=True, **options)
 
 
 class _Stopped(BaseException):
