@@ -1,6 +1,7 @@
 """jidoka_shm: live sessions in shared memory, one writer, lock-free readers in any process.
 
-``SessionManager`` writes a registry, ``SessionReader`` reads it from any process on the host.
+``SessionManager`` writes a registry, ``SessionReader`` reads it from any process on the host, and
+``SessionClient`` reads it and asks its writer for changes.
 Names are imported when they are first used, so a reader loads neither asyncio nor the command.
 """
 
@@ -11,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .client import SessionClient
     from .errors import (
         CorruptRegistry,
         ForkedHandle,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     )
     from .handles import Sessions, Stats
     from .manager import SessionManager
+    from .pipeline import Pipeline
     from .reader import SessionReader
     from .recovery import Recovery
     from .session import Session, SessionStatus
@@ -48,8 +51,10 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 #: Where each public name is; the errors are all in errors.py.
 _HOMES = {
+    "Pipeline": "pipeline",
     "Recovery": "recovery",
     "Session": "session",
+    "SessionClient": "client",
     "SessionManager": "manager",
     "SessionReader": "reader",
     "SessionStatus": "session",
@@ -67,6 +72,7 @@ __all__ = [
     "InvalidSessionId",
     "JidokaError",
     "OwnerNotAlive",
+    "Pipeline",
     "ReadContended",
     "RecordTooLarge",
     "Recovery",
@@ -76,6 +82,7 @@ __all__ = [
     "RegistryFull",
     "RegistryNotFound",
     "Session",
+    "SessionClient",
     "SessionExists",
     "SessionManager",
     "SessionNotFound",

@@ -27,6 +27,8 @@ _WORD: Final = {name: offset // 8 for name, offset in CONTROL_FIELDS.items()}
 _CHANGE: Final = _WORD["change"]
 _IDENTITY: Final = _WORD["writer_pid"]
 _SOCKET: Final = CONTROL_FIELDS["socket_path"]
+_REMOVED: Final = _WORD["removed"]
+_DROPPED: Final = _WORD["dropped"]
 
 _LARGEST: Final = (1 << 64) - 1
 
@@ -113,6 +115,24 @@ class ControlReader:
     def counters(self) -> dict[str, int]:
         """Return how often each thing happened since the registry was created."""
         return {name: self._words[_WORD[name]] for name in COUNTERS}
+
+    @property
+    def removals(self) -> int:
+        """How many sessions were removed, or dropped as damaged, since the registry was created."""
+        return self._words[_REMOVED] + self._words[_DROPPED]
+
+    @property
+    def socket_path(self) -> str | None:
+        """Where the writer listens for clients; None where it does not.
+
+        It may be torn while a writer stores it. Who connects learns that from what answers, or
+        from nothing that does, and reads it again.
+        """
+        text = bytes(self._memory[_SOCKET : _SOCKET + SOCKET_PATH_SIZE]).partition(b"\0")[0]
+        try:
+            return text.decode() or None
+        except UnicodeDecodeError:
+            return None
 
 
 class ControlWriter(ControlReader):

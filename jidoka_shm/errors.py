@@ -304,14 +304,17 @@ class WriterUnavailable(JidokaError, ConnectionError):
     Attributes:
         name: the registry's name.
         outcome_unknown: True where a change was sent and nobody can tell whether it was made.
+        reason: what is known beyond that, or None.
     """
 
     name: str
     outcome_unknown: bool = False
+    reason: str | None = None
 
     def __str__(self) -> str:
+        what = f"has no writer that answers ({self.reason})" if self.reason else "has no writer"
         tail = "; the change may or may not have been made" if self.outcome_unknown else ""
-        return f"registry {self.name!r} has no writer: reads go on, changes wait for one{tail}"
+        return f"registry {self.name!r} {what}: reads go on, changes wait for one{tail}"
 
 
 @dataclass(eq=False, repr=False)

@@ -75,6 +75,23 @@ def pack_slot(session: Session) -> bytes:
     return b"".join((raw, zlib.crc32(raw).to_bytes(4, "little"), payload))
 
 
+def unpack_slot(raw: bytes) -> Session:
+    """Return the session that ``pack_slot`` packed.
+
+    Raises:
+        CorruptRegistry: where the bytes are no whole slot, or do not fit their crcs.
+    """
+    payload = raw[SLOT_HEADER_SIZE:]
+    if len(raw) >= SLOT_HEADER_SIZE:
+        fields = SLOT_HEADER.unpack(raw[:SLOT_HEADER_SIZE])
+        found = (fields[5], fields[9], fields[11])
+        sound = (len(payload), zlib.crc32(payload), zlib.crc32(raw[:SLOT_CRC_OFFSET]))
+        if found == sound and fields[6] in STATUS_OF_CODE:
+            return make_session(UUID(bytes=fields[0]), (fields[:7], payload))
+    reason = f"{len(raw)} bytes that were sent as a session are none"
+    raise CorruptRegistry(reason)
+
+
 class Slots:
     """The slots of one table, over any buffer, to be copied out of."""
 

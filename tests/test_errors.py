@@ -61,6 +61,7 @@ CASES: list[tuple[JidokaError, str]] = [
     (WriterAlreadyRunning("agents", None), "another process"),
     (WriterUnavailable("agents"), "changes wait for one"),
     (WriterUnavailable("agents", outcome_unknown=True), "may or may not have been made"),
+    (WriterUnavailable("agents", reason="it does not listen"), "that answers"),
     (OwnerNotAlive(4242), "pass the pid of a running process, or None"),
     (RegistryForbidden("agents", 1000), "mode=0o640"),
     (RegistryForbidden("agents", None), "another user"),

@@ -1,0 +1,108 @@
+"""From a call's arguments to the request that asks a service for it.
+
+A request's id is random: whoever sends it again, after whatever happened, sends the same one.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from uuid import uuid4
+
+from msgspec import Raw
+
+from . import changes
+from .arguments import parse_session_id
+from .errors import RecordTooLarge
+from .protocol import MAX_RECORD, Create, Fields, Terminate, Update
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from .control import Identity
+    from .protocol import Owner, Request
+
+
+_LARGEST: Final = (1 << 64) - 1
+
+
+class Call(NamedTuple):
+    """One change that is asked for.
+
+    Attributes:
+        request: what is sent.
+        session_id: which session it is about.
+        own_id: whether that id was made for this call, so that nobody else can have used it.
+    """
+
+    request: Request
+    session_id: UUID
+    own_id: bool = False
+
+
+def to_create(
+    metadata: object, llm_config: object, pid: object, ttl: object, session_id: object
+) -> Call:
+    """Return the call of ``create_session``."""
+    new_id = uuid4() if session_id is None else parse_session_id(session_id)
+    fields = changes.for_create(metadata, llm_config, pid, ttl)
+    _check_size(fields["maps"])
+    request = Create(
+        os.urandom(16),
+        None,
+        new_id.bytes,
+        Raw(fields["maps"]),
+        _to_owner(fields["owner"]),
+        fields["ttl"],
+    )
+    return Call(request, new_id, session_id is None)
+
+
+def to_update(  # noqa: PLR0913, PLR0917 - one argument a field
+    session_id: object,
+    status: object,
+    metadata: object,
+    llm_config: object,
+    pid: object,
+    ttl: object,
+    expected_version: object,
+) -> Call:
+    """Return the call of ``update_session``."""
+    fields = changes.for_update(status, metadata, llm_config, pid, ttl, expected_version)
+    which = parse_session_id(session_id)
+    version = fields.pop("expected_version", None)
+    if version is not None:
+        # Beyond 64 bits there is no version, nor is there one that is all ones.
+        version = min(version, _LARGEST)
+    return Call(Update(os.urandom(16), None, which.bytes, version, _to_fields(fields)), which)
+
+
+def to_terminate(session_id: object, error: object) -> Call:
+    """Return the call of ``terminate_session``."""
+    fields = changes.for_terminate(error)
+    which = parse_session_id(session_id)
+    reason = fields["error"]
+    if reason is not None:
+        # The writer cuts it to what is left of the slot; that is never so much.
+        reason = reason.encode()[:MAX_RECORD].decode(errors="ignore")
+    return Call(Terminate(os.urandom(16), None, which.bytes, reason), which)
+
+
+def _to_fields(fields: dict[str, Any]) -> Fields:
+    if "status" in fields:
+        fields["status"] = fields["status"].value
+    if "owner" in fields:
+        fields["owner"] = _to_owner(fields["owner"])
+    _check_size(fields.get("metadata", b""), fields.get("llm_config", b""))
+    return Fields(**fields)
+
+
+def _check_size(*maps: bytes | Raw) -> None:
+    """Raise ``RecordTooLarge`` for maps that no request may carry."""
+    size = sum(memoryview(each).nbytes for each in maps)
+    if size > MAX_RECORD:
+        raise RecordTooLarge(size, MAX_RECORD)
+
+
+def _to_owner(owner: Identity | None) -> Owner | None:
+    return None if owner is None else (owner.pid, owner.start, owner.namespace)

@@ -1,0 +1,160 @@
+"""The way from a client to its registry's service: where it listens, and open connections to it.
+
+Each call takes a connection for itself and gives it back when all its replies are there. So no
+call waits for another, there is no lock that a signal handler could meet taken, and a call that
+is interrupted loses its connection and nothing else. There are as many connections as calls at
+once; a few are kept for the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from . import forks, starting
+from .connection import Connection, Incompatible, Lost
+from .errors import WriterUnavailable
+
+if TYPE_CHECKING:
+    from .attachment import Attachment
+    from .reads import SessionReads
+
+#: Connections that are kept while no call needs them.
+_KEPT: Final = 8
+
+#: How long a writer that lives may take to say where it listens, in seconds: one that has just
+#: taken over is not that far yet.
+_GRACE: Final = 0.1
+
+#: Pauses between two looks at what is not there yet, in seconds: the first, and the longest.
+_FIRST_PAUSE: Final = 0.001
+_LONGEST_PAUSE: Final = 0.02
+
+_SILENT: Final = "it lives and does not listen: make its SessionManager with listen=True"
+
+
+class Link:
+    """Connections to the service of one registry, whichever process it is."""
+
+    def __init__(self, name: str, *, start: bool) -> None:
+        """Make a link; nothing is connected yet.
+
+        Args:
+            name: the registry's name.
+            start: whether to start a service where no writer lives.
+        """
+        self._name = name
+        self._start = start
+        self._idle: deque[Connection] = deque()
+        self._closed = False
+        forks.register(self)
+
+    def take(self, reader: SessionReads, deadline: float) -> Connection:
+        """Return a connection to the service of what ``reader`` reads, for one call.
+
+        Args:
+            reader: who reads the registry; it is attached anew where that is another now.
+            deadline: until when, by the monotonic clock in seconds.
+
+        Raises:
+            WriterUnavailable: at once where no writer lives, or one that does not listen.
+            RegistryClosed: where the registry is gone, or the reader is closed.
+            TimeoutError: at the deadline.
+        """
+        view = _view_of(reader)
+        instance = view.identity[0]
+        with contextlib.suppress(IndexError):
+            while True:
+                connection = self._idle.pop()
+                if connection.instance == instance:
+                    return connection
+        return _Search(self._name, reader, deadline, start=self._start).connection()
+
+    def give(self, connection: Connection) -> None:
+        """Take back a connection whose replies are all there."""
+        if len(self._idle) < _KEPT:
+            self._idle.append(connection)
+        if self._closed:
+            self._idle.clear()
+
+    def forget(self) -> None:
+        """Let go of all connections that are not in use: their service has ended."""
+        self._idle.clear()
+
+    def close(self) -> None:
+        """Let go of all connections, those in use when they are given back. May be repeated."""
+        self._closed = True
+        self._idle.clear()
+
+    def after_fork_in_child(self) -> None:
+        """Begin without connections; each closes its own descriptor."""
+        self._idle = deque()
+
+
+class _Search:
+    """One call's search for a service."""
+
+    def __init__(self, name: str, reader: SessionReads, deadline: float, *, start: bool) -> None:
+        self._name = name
+        self._reader = reader
+        self._deadline = deadline
+        self._may_start = start
+        self._silent_since: float | None = None
+        self._reason: str | None = None
+
+    def connection(self) -> Connection:
+        """Return a new connection; otherwise as ``Link.take``."""
+        pause = _FIRST_PAUSE
+        while True:
+            view = _view_of(self._reader)
+            path = view.control.socket_path
+            connection = None if path is None else self._connect(path, view)
+            if connection is not None:
+                return connection
+            self._check_writer(listens=path is not None)
+            if time.monotonic() >= self._deadline:
+                raise TimeoutError(self._reason or "")
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _connect(self, path: str, view: Attachment) -> Connection | None:
+        """Return a connection to the service of what is read; None where there is none yet."""
+        try:
+            connection = Connection(path, self._deadline)
+        except TimeoutError:
+            raise
+        except (Incompatible, PermissionError) as error:
+            raise WriterUnavailable(self._name, reason=str(error)) from None
+        except (OSError, Lost) as error:
+            # A path may be a dead writer's, which its successor is about to replace.
+            self._reason = str(error)
+            return None
+        if connection.instance == view.identity[0]:
+            connection.control = view.control
+            return connection
+        # The name leads to another registry by now, or its service is just going.
+        self._reason = "another registry's service answers"
+        self._reader.refresh()
+        return None
+
+    def _check_writer(self, *, listens: bool) -> None:
+        """Raise unless there is a writer to wait for."""
+        now = time.monotonic()
+        if self._reader.writer_alive is False:
+            if not self._may_start:
+                raise WriterUnavailable(self._name)
+            self._may_start = False
+            starting.start(self._name)
+            self._reason = f"`jidoka-shm serve {self._name}` was started and does not answer"
+        elif listens:
+            self._silent_since = None
+        elif self._silent_since is None:
+            self._silent_since = now
+        elif now - self._silent_since > _GRACE:
+            raise WriterUnavailable(self._name, reason=_SILENT)
+
+
+def _view_of(reader: SessionReads) -> Attachment:
+    return reader._view  # noqa: SLF001 - a client's own parts
