@@ -10,6 +10,7 @@ import functools
 import struct
 import zlib
 from typing import TYPE_CHECKING, Any, Final, cast
+from uuid import UUID
 
 import numpy as np
 
@@ -32,7 +33,6 @@ from .session import CODE_OF_STATUS, STATUS_OF_CODE, Session, decode_ids
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from mmap import mmap
-    from uuid import UUID
 
     from numpy.typing import NDArray
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from host import objects_of, path_of
-from services import COMMAND, LIMIT, Place, Service
+from supervised import COMMAND, LIMIT, Place, Service
 
 from jidoka_shm import SessionManager, SessionReader
 from jidoka_shm.cli import logs

@@ -10,6 +10,7 @@ import click
 import jidoka_shm
 from jidoka_shm.session import SessionStatus
 
+from .inspection import open_reader
 from .options import (
     bad_values_are_wrong_usage,
     id_argument,
@@ -42,6 +43,8 @@ _no_ttl = click.option("--no-ttl", is_flag=True, help="It does not expire any mo
 
 @contextlib.contextmanager
 def _client(name: str) -> Iterator[SessionClient]:
+    # A client would wait for a registry to appear; the command says at once that there is none.
+    open_reader(name).close()
     with bad_values_are_wrong_usage(), jidoka_shm.SessionClient(name) as client:
         yield client
 
