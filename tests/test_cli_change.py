@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ from uuid import UUID
 
 import pytest
 from host import forked, in_child, objects_of, path_of
-from supervised import Place
+from supervised import ROOT, Place
 
 from jidoka_shm import SessionManager, WriterUnavailable
 from jidoka_shm.cli import failures
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 ID = UUID("0b3a6f5e-0000-4000-8000-000000000001")
 OTHER = UUID("0b3a6f5e-0000-4000-8000-000000000002")
+#: The session of the page's examples.
+PAGE_ID = UUID("c422e418-1395-4735-a828-e90e274702f4")
 
 
 class Ended(NamedTuple):
@@ -52,14 +56,20 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 @pytest.fixture
-def manager(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SessionManager]:
-    """A writer that listens, with one session."""
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """Where the services of this process listen."""
     with Place() as place:
         monkeypatch.setenv("XDG_RUNTIME_DIR", place.environment["XDG_RUNTIME_DIR"])
-        with SessionManager(name, capacity=16, listen=True, cleanup_delay=60) as manager:
-            manager.create_session({"n": 1}, {"model": "m"}, os.getpid(), 3600, ID)
-            yield manager
-            manager.unlink()
+        yield place
+
+
+@pytest.fixture
+def manager(name: str, place: Place) -> Iterator[SessionManager]:
+    """A writer that listens, with one session."""
+    with SessionManager(name, capacity=16, listen=True, cleanup_delay=60) as manager:
+        manager.create_session({"n": 1}, {"model": "m"}, os.getpid(), 3600, ID)
+        yield manager
+        manager.unlink()
 
 
 def _one_line(ended: Ended, code: int, *words: object) -> None:
@@ -262,3 +272,24 @@ def test_a_change_whose_outcome_is_unknown_says_so() -> None:
     code, text = failures.end_of(WriterUnavailable("n", outcome_unknown=True))
     assert code == 3
     assert text.endswith("; the change may or may not have been made")
+
+
+# ---------------------------------------------------------------------------- docs/cli.md
+
+PAGE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+
+
+def test_the_examples_of_the_page_are_so(command: Command, name: str, place: Place) -> None:
+    text = PAGE[PAGE.index("## `jidoka-shm create") : PAGE.index("## `jidoka-shm unlink")]
+    examples = re.findall(r"(?m)^\$ jidoka-shm (.*)\n(.*)$", text)
+    with SessionManager(name, capacity=16, listen=True, cleanup_delay=60) as manager:
+        made = None
+        for line, printed in examples:
+            words = shlex.split(
+                line.replace(" agents", f" {name}").replace(str(PAGE_ID), str(made))
+            )
+            ended = command(*words)
+            made = made or ended.out.rstrip("\n")
+            assert ended.out + ended.err == printed.replace(str(PAGE_ID), made) + "\n", line
+        manager.unlink()
+    assert len(examples) == 5

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import jidoka_shm
+from jidoka_shm.client import SessionClient
 from jidoka_shm.session import SessionStatus
 
 from .inspection import open_reader
@@ -24,8 +24,6 @@ from .output import print_json
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from uuid import UUID
-
-    from jidoka_shm import SessionClient
 
     from .inspection import Json
 
@@ -45,7 +43,7 @@ _no_ttl = click.option("--no-ttl", is_flag=True, help="It does not expire any mo
 def _client(name: str) -> Iterator[SessionClient]:
     # A client would wait for a registry to appear; the command says at once that there is none.
     open_reader(name).close()
-    with bad_values_are_wrong_usage(), jidoka_shm.SessionClient(name) as client:
+    with bad_values_are_wrong_usage(), SessionClient(name) as client:
         yield client
 
 

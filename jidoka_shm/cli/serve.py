@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-import jidoka_shm
 from jidoka_shm.errors import JidokaError, RegistryClosed, WriterAlreadyRunning
 
 from . import logs, notify
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Self
 
-    from jidoka_shm import SessionManager
+    from jidoka_shm.manager import SessionManager
 
 _log = logging.getLogger("jidoka_shm")
 
@@ -136,15 +135,18 @@ def _serve(name: str, options: dict[str, Any]) -> int:
 
 def _manager(name: str, options: dict[str, Any]) -> SessionManager:
     """Return the manager, and say so where it has to wait for another."""
+    # It loads asyncio, which takes longer than most of the other commands.
+    from jidoka_shm.manager import SessionManager  # noqa: PLC0415 - as said
+
     try:
-        return jidoka_shm.SessionManager(name, listen=True, **options | {"wait": 0.0})
+        return SessionManager(name, listen=True, **options | {"wait": 0.0})
     except WriterAlreadyRunning as error:
         wait = options["wait"]
         if not wait:
             raise
         _log.info("registry %r: waiting up to %g s for process %s to end", name, wait, error.pid)
         notify.status(f"Waiting for process {error.pid} to end")
-    return jidoka_shm.SessionManager(name, listen=True, **options)
+    return SessionManager(name, listen=True, **options)
 
 
 class _Stopped(BaseException):
