@@ -8,7 +8,6 @@ Names are imported when they are first used, so a reader loads neither asyncio n
 from __future__ import annotations
 
 import importlib
-import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,9 +44,6 @@ if TYPE_CHECKING:
     from .session import Session, SessionStatus
 
 __version__ = "0.1.0"
-
-# What is logged goes where the program sends it, and nowhere else.
-logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 #: Where each public name is; the errors are all in errors.py.
 _HOMES = {

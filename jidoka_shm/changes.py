@@ -83,9 +83,16 @@ def known_ttl(ttl: int) -> int:
 
 
 def _owner(pid: object) -> Identity:
-    """Return who ``pid`` is; its start time 0 where it is not alive."""
+    """Return who ``pid`` is.
+
+    Raises:
+        OwnerNotAlive: where it is nobody, or a zombie.
+    """
     number = check_pid(pid)
-    return processes.identity_of(number) or Identity(number, 0, processes.own_namespace())
+    owner = processes.find(number)
+    if owner is None:
+        raise OwnerNotAlive(number)
+    return owner
 
 
 def _ttl(seconds: object) -> int:

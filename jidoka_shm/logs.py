@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from logging import Logger
+
+#: The package's log. Without a program's own handler nothing of it is shown.
+log: Final = logging.getLogger("jidoka_shm")
+log.addHandler(logging.NullHandler())
 
 #: How long the same warning is kept back after it was given, in seconds.
 _INTERVAL: Final = 60.0
@@ -16,8 +20,7 @@ _INTERVAL: Final = 60.0
 class Seldom:
     """Gives each warning once a minute at most, with how often it was kept back."""
 
-    def __init__(self, log: Logger, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._log = log
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._last: dict[str, float] = {}
         self._kept_back: dict[str, int] = {}
@@ -35,4 +38,4 @@ class Seldom:
             return
         self._last[message] = now
         more = self._kept_back.pop(message, 0)
-        self._log.warning(message + (f" (and {more} times before)" if more else ""), *facts)
+        log.warning(f"{message} (and {more} times before)" if more else message, *facts)

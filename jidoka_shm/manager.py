@@ -19,6 +19,7 @@ from .reactor import Reactor
 from .recovery import Recovery
 from .registry import Registry
 from .serving import MAX_CLIENTS, Serving
+from .watches import Watches
 from .writer import TableWriter
 from .writes import SessionWrites, release
 
@@ -99,13 +100,15 @@ class SessionManager(SessionWrites):
             self._view = Attachment(
                 self._own.control, table, is_named=self._own.is_named, cache_size=_CACHE_SIZE
             )
+            self._watches, self._ended = Watches(), {}
             # Undone after the reactor's thread has ended.
             undo.callback(self._own.retire)
             self.recovery = self._take_over(header.generation) if found else None
             self._reactor = Reactor(
                 f"jidoka_shm {self._name}",
-                turn=_weakly(self._expire),
+                turn=_weakly(self._turn),
                 watch=_weakly(self._watch),
+                watches=self._watches,
             )
             undo.callback(self._reactor.stop)
             # A predecessor's, who is dead.
@@ -117,7 +120,7 @@ class SessionManager(SessionWrites):
                 self, release, self._own, self._reactor, self._serving
             )
             forks.register(self)
-            self._reactor.wake_at(self._registry.next_deadline())
+            self._reactor.wake_at(self._registry.next_turn())
             undo.pop_all()
 
     def _take_over(self, generation: int) -> Recovery:
@@ -129,6 +132,7 @@ class SessionManager(SessionWrites):
         control.count("takeovers")
         recovery = Recovery(kept, dropped, clean)
         recovery.log(self._name)
+        self._reclaim_left()
         return recovery
 
     def _serve(self, max_clients: int) -> Serving:
@@ -164,12 +168,14 @@ class SessionManager(SessionWrites):
         Args:
             metadata: a map of what JSON holds; empty where it is left out.
             llm_config: the same.
-            pid: its owner process.
+            pid: its owner process. When that ends, however it ends, the session is terminated
+                with an ``error`` that says so.
             ttl: in how many seconds it expires, unless an update moves that; None is never.
             session_id: its id; a new version-4 UUID where it is left out.
 
         Raises:
             SessionExists: where the id is taken.
+            OwnerNotAlive: where no process of this pid namespace has the pid.
             InvalidMetadata, InvalidSessionId, ValueError, TypeError: for a bad argument.
             RecordTooLarge: where the session outgrows a slot.
             RegistryFull: where no slot is free.
@@ -199,7 +205,7 @@ class SessionManager(SessionWrites):
             status: what it moves to.
             metadata: its new metadata.
             llm_config: its new model configuration.
-            pid: its new owner process.
+            pid: its new owner process; the one before is of no account any more.
             ttl: in how many seconds it expires.
             expected_version: change only this version.
 
@@ -207,6 +213,7 @@ class SessionManager(SessionWrites):
             SessionNotFound: where it is not there, or terminated.
             IllegalTransition: where its status may not move so.
             VersionConflict: where it is at another version.
+            OwnerNotAlive: where no process of this pid namespace has the pid.
             InvalidMetadata, InvalidSessionId, ValueError, TypeError: for a bad argument.
             RecordTooLarge: where the session outgrows a slot.
         """

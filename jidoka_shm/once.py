@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from .control import ControlReader
+    from .marks import Instant
     from .protocol import Again, Reply
-    from .registry import Instant, Registry
+    from .registry import Registry
 
 #: Requests that are remembered, the latest: a connection that breaks has fewer under way.
 _REMEMBERED: Final = 4096

@@ -11,7 +11,6 @@ killed in between  the next writer finds no magic, and creates; or ``CLOSED``, o
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -22,6 +21,7 @@ from .errors import CorruptRegistry, RegistryForbidden
 from .header import TableHeader
 from .layout import CLOSED, CONTROL_SIZE, MOVED, control_name, table_name
 from .lock import WriterLock, find_control, make_control
+from .logs import log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from .control import Identity
     from .layout import Geometry, Memory
     from .table import SessionTable
-
-
-_log = logging.getLogger("jidoka_shm")
 
 
 class Ownership:
@@ -178,7 +175,7 @@ class Ownership:
         except OSError as error:
             # Another user's, or no object at all. Any user may make any name, and none may keep
             # a registry from being started or ended.
-            _log.warning("%s is left alone: %s", table_name(self.name, generation), str(error))
+            log.warning("%s is left alone: %s", table_name(self.name, generation), str(error))
             return
         if memory is not None and header is not None:
             seqlock.give_up(*_index(memory, header.geometry), word)

@@ -34,6 +34,26 @@ def identity_of(pid: int) -> Identity | None:
     return None if start is None else Identity(pid, start, own_namespace())
 
 
+def find(pid: int) -> Identity | None:
+    """Return the identity of a process of this pid namespace, or None where it is not alive.
+
+    Its start time is 0 where the process is there but /proc does not show it.
+    """
+    try:
+        start = _start_time(pid)
+    except OSError:
+        return Identity(pid, 0, own_namespace()) if _exists(pid) else None
+    return None if start is None else Identity(pid, start, own_namespace())
+
+
+def started_at(pid: int) -> int | None:
+    """Return the start time of who has a pid, a zombie too, or None where /proc shows nobody."""
+    try:
+        return _look(pid)[0]
+    except OSError:
+        return None
+
+
 def is_alive(identity: Identity) -> bool | None:
     """Return whether a process lives; None where that cannot be known.
 
@@ -64,6 +84,16 @@ def _exists(pid: int) -> bool:
 def _start_time(pid: int) -> int | None:
     """Return a process's start time in clock ticks after boot; None where it has ended.
 
+    Raises:
+        OSError: where /proc does not show it.
+    """
+    start, runs = _look(pid)
+    return start if runs else None
+
+
+def _look(pid: int) -> tuple[int, bool]:
+    """Return a process's start time, and whether it has not ended.
+
     proc(5): field 22 of /proc/PID/stat. The second field, the command's name in parentheses, may
     hold spaces and parentheses itself, so the fields are counted from the last parenthesis. A
     zombie (Z) or dead (X) process runs no more.
@@ -73,4 +103,4 @@ def _start_time(pid: int) -> int | None:
     """
     text = Path(f"/proc/{pid}/stat").read_bytes()
     fields = text[text.rindex(b")") + 2 :].split()
-    return None if fields[0] in {b"Z", b"X"} else int(fields[19])
+    return int(fields[19]), fields[0] not in {b"Z", b"X"}

@@ -1,5 +1,7 @@
 """One asyncio loop in a daemon thread: what a manager does by itself, and when.
 
+It turns at deadlines, and at once when a watched process has ended.
+
 There is one timer, for the earliest deadline. Another thread wakes the loop only for a deadline
 earlier than that, so a thousand terminations cost one wake-up.
 """
@@ -13,6 +15,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from . import forks
+from .watches import Watches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -35,7 +38,12 @@ class Reactor:
     """Calls ``turn`` at its deadlines and ``watch`` now and then, in a thread of its own."""
 
     def __init__(
-        self, name: str, *, turn: Callable[[], int | None], watch: Callable[[], None]
+        self,
+        name: str,
+        *,
+        turn: Callable[[], int | None],
+        watch: Callable[[], None],
+        watches: Watches | None = None,
     ) -> None:
         """Start the thread.
 
@@ -44,9 +52,13 @@ class Reactor:
             turn: does what is due and returns the next deadline, in nanoseconds of
                 CLOCK_MONOTONIC, which is the loop's own clock; or None.
             watch: called every half second.
+            watches: processes at whose end ``turn`` is called. The reactor lets go of them when
+                it ends.
         """
         self._turn = turn
         self._watch = watch
+        self._watches = Watches() if watches is None else watches
+        self._watches.notify(self._wake_now)
         self._selector = selectors.DefaultSelector()
         self._loop = asyncio.SelectorEventLoop(self._selector)
         self._armed: int | None = None
@@ -85,9 +97,14 @@ class Reactor:
         """Have the loop do ``work``, and wait for it, for some seconds at most.
 
         Raises:
-            RuntimeError: where the reactor was stopped.
+            RuntimeError: where the reactor was stopped, or in its own thread, which cannot wait
+                for itself.
             TimeoutError: where the work takes longer.
         """
+        if threading.current_thread() is self._thread:
+            work.close()
+            msg = "the reactor's own thread cannot wait for it"
+            raise RuntimeError(msg)
         try:
             done = asyncio.run_coroutine_threadsafe(work, self._loop)
         except RuntimeError:
@@ -126,6 +143,7 @@ class Reactor:
         loop._ssock.close()  # noqa: SLF001 - its wake-up pair has no public name
         loop._csock.close()  # noqa: SLF001 - the other end
         self._selector.close()
+        self._watches.close()
 
     def _give_up(self) -> None:
         """End what an interrupted start has left: a thread, or none."""
@@ -146,7 +164,12 @@ class Reactor:
             if self._ending is not None:
                 self._loop.run_until_complete(self._ending())
         finally:
+            # First: a forked child of a loop that is closed looks no further.
+            self._watches.close()
             self._loop.close()
+
+    def _wake_now(self) -> None:
+        self._wake(0)
 
     def _wake(self, deadline: int | None) -> None:
         self._asked = None
@@ -167,6 +190,7 @@ class Reactor:
         # An exception between a hint and its call would leave it standing for nothing.
         self._asked = None
         try:
+            self._watches.poll()
             self._wake(self._turn())
         finally:
             # Else a turn that fails each time would keep a removed name from being noticed.

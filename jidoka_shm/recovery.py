@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from .logs import log
 
 if TYPE_CHECKING:
     from .writer import Dropped
 
-_log = logging.getLogger("jidoka_shm")
 
 #: Dropped records that one line of the log names; a million of them must not make it a book.
 _NAMED: Final = 10
@@ -32,7 +32,7 @@ class Recovery:
     def log(self, name: str) -> None:
         """Say so in the log."""
         state = "closed" if self.clean else "its writer died"
-        _log.info("took over registry %r (%s): %d sessions kept", name, state, self.kept)
+        log.info("took over registry %r (%s): %d sessions kept", name, state, self.kept)
         if self.dropped:
             log_dropped(name, self.dropped)
 
@@ -40,4 +40,4 @@ class Recovery:
 def log_dropped(name: str, dropped: tuple[Dropped, ...]) -> None:
     """Warn of records that were damaged and are gone, the first of them by name."""
     count, named = len(dropped), list(dropped[:_NAMED])
-    _log.warning("registry %r: %d damaged records dropped: %s", name, count, named)
+    log.warning("registry %r: %d damaged records dropped: %s", name, count, named)

@@ -6,7 +6,7 @@ nothing. A session's deadline stands in its record, so the next writer takes it 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from msgspec import UNSET, UnsetType
@@ -20,12 +20,15 @@ from .errors import (
     SessionNotFound,
     VersionConflict,
 )
+from .marks import expiry, owner_marks, owner_of, whole_microseconds
+from .owners import Owners
 from .session import MOVES, Session, SessionStatus, decode_payload
 
 if TYPE_CHECKING:
     from msgspec import Raw
 
     from .control import ControlWriter, Identity
+    from .marks import Instant
     from .writer import Dropped, TableWriter
 
 #: An attribute of an enumeration costs as much as four of a module.
@@ -35,15 +38,9 @@ _TERMINATED: Final = SessionStatus.TERMINATED
 #: What the record of an expired session says.
 EXPIRED: Final = "expired"
 
-#: Due sessions that one call of ``expire`` handles, so that other callers get their turn.
-_BATCH: Final = 256
-
-
-class Instant(NamedTuple):
-    """One moment on both clocks, in nanoseconds."""
-
-    wall: int
-    monotonic: int
+#: Sessions that one call of ``expire`` or ``owner_ended`` handles, so that other callers get
+#: their turn.
+BATCH: Final = 256
 
 
 class Registry:
@@ -61,14 +58,15 @@ class Registry:
         self._control = control
         self._cleanup_delay = cleanup_delay
         self._deadlines = Deadlines()
+        self.owners = Owners()
 
     def resume(self, identity: Identity) -> tuple[int, tuple[Dropped, ...]]:
-        """Take up what the table holds, deadlines included.
+        """Take up what the table holds, deadlines and owners included.
 
         Returns:
             How many sessions were kept, and what was dropped.
         """
-        self._deadlines = Deadlines()
+        self._deadlines, owners = Deadlines(), Owners()
         kept = 0
 
         def visit(session: Session) -> None:
@@ -77,8 +75,12 @@ class Registry:
             deadline = session.deadline()
             if deadline is not None:
                 self._deadlines.set(session.session_id.int, deadline)
+            if session.pid is not None and session.status is not _TERMINATED:
+                owners.set(session.session_id.int, owner_of(session))
 
         dropped = self.table.resume(identity, visit)
+        owners.replace(self.owners)
+        self.owners = owners
         self._control.count("dropped", len(dropped))
         return kept, dropped
 
@@ -116,16 +118,16 @@ class Registry:
         """
         if self._is_visible(session_id):
             raise SessionExists(session_id)
-        marks = {} if ttl is None else _expiry(ttl, now)
+        marks = {} if ttl is None else expiry(ttl, now)
         if owner is not None:
-            marks |= _owner_marks(owner)
+            marks |= owner_marks(owner)
         if request is not None:
             marks["request"] = request
         packed, deadline = maps, None
         if marks:
             payload = replace(decode_payload(maps), **marks)
             packed, deadline = payload.encode(), payload.deadline
-        created = _whole_microseconds(now.wall)
+        created = whole_microseconds(now.wall)
         session = Session(
             session_id=session_id,
             version=self.table.next_version(),
@@ -138,6 +140,8 @@ class Registry:
         self.table.insert(session)
         if deadline is not None:
             self._deadlines.set(session_id.int, deadline)
+        if owner is not None:
+            self.owners.set(session_id.int, owner)
         self._control.count("created")
         return session
 
@@ -171,20 +175,28 @@ class Registry:
         if status is UNSET:
             status = session.status
         elif status is not session.status and status not in MOVES[session.status]:
-            raise _illegal(session, status)
+            allowed = tuple(move.value for move in MOVES[session.status])
+            raise IllegalTransition(session_id, session.status.value, status.value, allowed)
         changes: dict[str, Any] = {}
         if metadata is not UNSET:
             changes["metadata"] = metadata
         if llm_config is not UNSET:
             changes["llm_config"] = llm_config
         if owner is not UNSET:
-            changes |= _owner_marks(owner)
+            changes |= owner_marks(owner)
         if ttl is not UNSET:
-            changes |= _expiry(ttl, now)
+            changes |= expiry(ttl, now)
+        pid = session.pid if owner is UNSET else None if owner is None else owner.pid
         if status is _TERMINATED:
             changes["deadline"] = now.monotonic + self._cleanup_delay
-        pid = session.pid if owner is UNSET else None if owner is None else owner.pid
-        return self._replace_for(request, entry, session, now, changes, status=status, pid=pid)
+            # Nobody need know any more whether that process lives.
+            owner = None
+        changed = self._replace(
+            entry, session, now, changes, status=status, pid=pid, request=request
+        )
+        if owner is not UNSET:
+            self.owners.set(session_id.int, owner)
+        return changed
 
     def terminate(
         self, session_id: UUID, *, error: str | None, now: Instant, request: bytes | None = None
@@ -199,20 +211,47 @@ class Registry:
         """
         entry, session = self._visible(session_id)
         if session.status is not _TERMINATED:
-            changes: dict[str, Any] = {
-                "error": error,
-                "deadline": now.monotonic + self._cleanup_delay,
-            }
+            deadline = now.monotonic + self._cleanup_delay
+            changes: dict[str, Any] = {"error": error, "deadline": deadline}
             end: dict[str, Any] = {"status": _TERMINATED, "pid": session.pid}
             try:
-                self._replace_for(request, entry, session, now, changes, **end)
+                self._replace(entry, session, now, changes, request=request, **end)
             except RecordTooLarge as large:
                 # The end must succeed; its reason is what can be shortened.
                 kept = (error or "").encode()[: large.limit - large.size]
                 changes |= {"error": kept.decode(errors="ignore"), "request": None}
                 self._replace(entry, session, now, changes, **end)
+            if session.pid is not None:
+                # As above.
+                self.owners.set(session_id.int, None)
+
+    def owner_ended(self, owner: Identity, error: str, now: Instant, *, limit: int = BATCH) -> int:
+        """Terminate sessions of an owner process that ended.
+
+        Args:
+            owner: the process.
+            error: how it ended, for the sessions to say.
+            now: the time.
+            limit: how many sessions at most, so that other callers get their turn.
+
+        Returns:
+            How many it has seen to: all that there were, where they are fewer than ``limit``.
+        """
+        keys = self.owners.sessions_of(owner, limit)
+        for key in keys:
+            if self.table.look_up(UUID(int=key)) is not None:
+                self.terminate(UUID(int=key), error=error, now=now)
+            self.owners.set(key, None)
+        return len(keys)
 
     # ------------------------------------------------------------------ deadlines
+
+    def next_turn(self) -> int | None:
+        """Return when the writer is to look after the registry by itself; 0 is at once.
+
+        It is where an owner is not watched yet, and else the next deadline.
+        """
+        return 0 if self.owners.arrived else self._deadlines.next()
 
     def next_deadline(self) -> int | None:
         """Return when ``expire`` has something to do, in nanoseconds of the monotonic clock."""
@@ -220,7 +259,7 @@ class Registry:
 
     def expire(self, now: Instant) -> None:
         """Remove the terminated whose delay is over, terminate those past their time to live."""
-        for key in self._deadlines.due(now.monotonic, _BATCH):
+        for key in self._deadlines.due(now.monotonic, BATCH):
             session_id = UUID(int=key)
             found = self.table.look_up(session_id)
             if found is None:
@@ -261,24 +300,6 @@ class Registry:
             raise SessionNotFound(session_id)
         return entry, session
 
-    def _replace_for(
-        self,
-        request: bytes | None,
-        entry: int,
-        session: Session,
-        now: Instant,
-        changes: dict[str, Any],
-        **fields: Any,  # noqa: ANN401 - as _replace has them
-    ) -> Session:
-        """Commit as ``_replace`` does, with the id of a request in the record where it fits."""
-        if request is None:
-            return self._replace(entry, session, now, changes, **fields)
-        try:
-            return self._replace(entry, session, now, {**changes, "request": request}, **fields)
-        except RecordTooLarge:
-            # What fits without the id must not fail for it.
-            return self._replace(entry, session, now, {**changes, "request": None}, **fields)
-
     def _replace(  # noqa: PLR0913 - one argument a field
         self,
         entry: int,
@@ -288,9 +309,20 @@ class Registry:
         *,
         status: SessionStatus,
         pid: int | None,
+        request: bytes | None = None,
     ) -> Session:
-        """Commit a session's next version, with ``changes`` to its payload."""
+        """Commit a session's next version, with ``changes`` to its payload.
+
+        The id of a request goes into the payload as well, where it fits: what fits without it must
+        not fail for it.
+        """
         packed = session._payload  # noqa: SLF001 - ours
+        if request is not None:
+            try:
+                marked = {**changes, "request": request}
+                return self._replace(entry, session, now, marked, status=status, pid=pid)
+            except RecordTooLarge:
+                changes["request"] = None
         if changes:
             payload = replace(session.payload(), **changes)
             packed = payload.encode()
@@ -300,7 +332,7 @@ class Registry:
             status=status,
             pid=pid,
             _created=session._created,  # noqa: SLF001 - ours
-            _updated=_whole_microseconds(now.wall),
+            _updated=whole_microseconds(now.wall),
             _payload=packed,
         )
         self.table.replace(entry, changed)
@@ -308,27 +340,3 @@ class Registry:
             self._deadlines.set(changed.session_id.int, payload.deadline)
         self._control.count("updated")
         return changed
-
-
-def _illegal(session: Session, status: SessionStatus) -> IllegalTransition:
-    allowed = tuple(move.value for move in MOVES[session.status])
-    return IllegalTransition(session.session_id, session.status.value, status.value, allowed)
-
-
-def _whole_microseconds(ns: int) -> int:
-    """Return ``ns`` as a datetime can carry it, so that a value survives its own text."""
-    return ns - ns % 1000
-
-
-def _expiry(ttl: int | None, now: Instant) -> dict[str, Any]:
-    """Return the fields that a time to live sets: one on each clock."""
-    if ttl is None:
-        return {"expires": None, "deadline": None}
-    return {"expires": _whole_microseconds(now.wall + ttl), "deadline": now.monotonic + ttl}
-
-
-def _owner_marks(owner: Identity | None) -> dict[str, Any]:
-    """Return the fields that tell an owner from a later process of its pid."""
-    if owner is None:
-        return {"owner_start": None, "owner_namespace": None}
-    return {"owner_start": owner.start or None, "owner_namespace": owner.namespace or None}

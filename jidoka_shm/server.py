@@ -9,11 +9,9 @@ What arrives together is carried out together and answered by one write, but for
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import resource
 import socket
-import struct
 import weakref
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -35,8 +33,7 @@ if TYPE_CHECKING:
 
     from .protocol import Reply, Request
 
-_log = logging.getLogger("jidoka_shm")
-_seldom = Seldom(_log)
+_seldom = Seldom()
 
 #: Requests of one client that are carried out before others get their turn.
 _TURN: Final = 128
@@ -50,8 +47,8 @@ _RESERVE: Final = 64
 #: How long a stop waits for clients to take their last replies, in seconds.
 _LAST: Final = 1.0
 
-#: SO_PEERCRED's answer (struct ucred): pid, uid, gid.
-_CREDENTIALS: Final = struct.Struct("iII")
+#: Bytes of SO_PEERCRED's answer (struct ucred): pid, uid, gid, four each.
+_CREDENTIALS: Final = 12
 
 
 class Server:
@@ -112,10 +109,8 @@ class Server:
 
     def admit(self, client: Connection, peer: socket.socket) -> str | None:
         """Count a client in; return why not, where it may not come."""
-        size = _CREDENTIALS.size
-        pid, uid, _ = _CREDENTIALS.unpack(
-            peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        )
+        raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS)
+        pid, uid, _ = memoryview(raw).cast("I")
         if uid != self._uid:
             _seldom.warning("registry %r: refused process %d of user %d", self.name, pid, uid)
             return f"this service belongs to the user with uid {self._uid}"

@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Final
 
 from .endpoint import Endpoint
+from .logs import log
 from .once import OnceOnly
 from .server import Server
 from .service import Service
@@ -64,6 +65,7 @@ class Serving:
             reactor.at_end(self._server.stop)
             reactor.run(self._server.start())
             control.publish_socket(self._endpoint.path)
+            log.info("registry %r: clients are answered at %s", name, self._endpoint.path)
             undo.pop_all()
 
     def withdraw(self) -> None:

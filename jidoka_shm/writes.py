@@ -8,7 +8,6 @@ exception in the middle of one, what this process knows of the table is made ane
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
@@ -23,10 +22,13 @@ from .errors import (
     RegistryClosed,
     RegistryNotFound,
 )
+from .logs import log
+from .marks import Instant
 from .reads import SessionReads
 from .recovery import log_dropped
-from .registry import Instant, Registry
+from .registry import BATCH, Registry
 from .table import TableGone
+from .watches import describe, is_dead
 
 if TYPE_CHECKING:
     import weakref
@@ -34,13 +36,14 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from .attachment import Attachment
+    from .control import Identity
     from .ownership import Ownership
     from .reactor import Reactor
     from .serving import Serving
+    from .watches import Watches
 
 T = TypeVar("T")
 
-_log = logging.getLogger("jidoka_shm")
 
 _CLOSED: Final = "this manager is closed"
 _DESTROYED: Final = "another process destroyed it"
@@ -53,6 +56,8 @@ class SessionWrites(SessionReads):
     _own: Ownership
     _registry: Registry
     _reactor: Reactor
+    _watches: Watches
+    _ended: dict[Identity, str]
     _instance: UUID
     _serving: Serving | None = None
     _finalizer: weakref.finalize[..., Any]
@@ -75,7 +80,7 @@ class SessionWrites(SessionReads):
                     # These are raised before the first store, so nothing was interrupted.
                     self._interrupted = False
                     raise
-                deadline = self._registry.next_deadline()
+                deadline = self._registry.next_turn()
                 self._interrupted = False
         finally:
             # As _close_if_wanted, without the call: this is every change's way.
@@ -143,6 +148,18 @@ class SessionWrites(SessionReads):
         if dropped:
             log_dropped(self._name, dropped)
 
+    def _turn(self) -> int | None:
+        """Do what is due, watch who owns sessions now, and return when to do so again."""
+        self._expire()
+        try:
+            with self._lock:
+                if self._closed:
+                    return None
+                all_watched = self._watches.follow(self._registry.owners)
+                return self._registry.next_turn() if all_watched and not self._ended else 0
+        finally:
+            self._close_if_wanted()
+
     def _expire(self) -> int | None:
         """Do what is due and return the next deadline; called by the reactor."""
         try:
@@ -160,12 +177,44 @@ class SessionWrites(SessionReads):
     def _expire_due(self) -> None:
         try:
             self._registry.expire(_now())
+            self._reclaim()
         except CorruptRegistry as error:
             # One damaged record must not keep all that is due after it waiting.
-            _log.error("recovering registry %r: %s", self._name, str(error))
+            log.error("recovering registry %r: %s", self._name, str(error))
             self._resume()
         except TableGone:
             self._resume()
+
+    def _reclaim(self) -> None:
+        """Terminate the sessions of owners that have ended, some at a time."""
+        self._note_ends()
+        room = BATCH
+        while self._ended and room > 0:
+            owner, error = next(iter(self._ended.items()))
+            done = self._registry.owner_ended(owner, error, _now(), limit=room)
+            if done < room:
+                del self._ended[owner]
+            room -= done
+
+    def _note_ends(self) -> None:
+        for owner, error in list(self._watches.ended.items()):
+            # Kept here before it is forgotten there: what an exception cuts short goes on later.
+            self._ended[owner] = error
+            del self._watches.ended[owner]
+            count = self._registry.owners.count(owner)
+            if count:
+                log.warning("registry %r: %s; sessions terminated: %d", self._name, error, count)
+
+    def _reclaim_left(self) -> None:
+        """Terminate what a predecessor left of owners that have ended since."""
+        dead = [owner for owner in self._registry.owners if is_dead(owner)]
+        count = 0
+        for owner in dead:
+            while done := self._registry.owner_ended(owner, describe(owner, "is gone"), _now()):
+                count += done
+        if dead:
+            text = "registry %r: owner processes gone: %d; sessions terminated: %d"
+            log.warning(text, self._name, len(dead), count)
 
     def _watch(self) -> None:
         """Close the registry for everybody if its names were removed; called by the reactor."""
@@ -174,7 +223,7 @@ class SessionWrites(SessionReads):
         with self._lock:
             if self._closed:
                 return
-            _log.error("the names of registry %r were removed: closing it", self._name)
+            log.error("the names of registry %r were removed: closing it", self._name)
             self._own.end(self._registry.table)
             self._let_go(_REMOVED)
         self._reactor.stop()
@@ -254,6 +303,8 @@ class SessionWrites(SessionReads):
             # A fork in the middle of a change may return into it here.
             self._registry.revoke(gone)
         self._view = self._registry = gone
+        # Its loop does not run here, and would be waited for.
+        self._serving = None
         self._lock = threading.RLock()
         self._finalizer.detach()
 

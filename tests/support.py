@@ -8,7 +8,8 @@ from uuid import UUID
 
 from jidoka_shm.control import ControlWriter, Identity
 from jidoka_shm.layout import CONTROL_SIZE, Geometry
-from jidoka_shm.registry import Instant, Registry
+from jidoka_shm.marks import Instant
+from jidoka_shm.registry import Registry
 from jidoka_shm.session import Session
 from jidoka_shm.table import SessionTable
 from jidoka_shm.writer import TableWriter

@@ -14,7 +14,7 @@ from tables import json_maps
 from jidoka_shm import processes
 from jidoka_shm.changes import for_create, for_terminate, for_update
 from jidoka_shm.control import Identity
-from jidoka_shm.errors import InvalidMetadata
+from jidoka_shm.errors import InvalidMetadata, OwnerNotAlive
 from jidoka_shm.session import SessionStatus
 
 NAMES = ("status", "metadata", "llm_config", "pid", "ttl")
@@ -25,8 +25,7 @@ THEIRS = Identity(4242, 77, 4026531836)
 @pytest.fixture(autouse=True)
 def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let there be one process, 4242."""
-    monkeypatch.setattr(processes, "identity_of", {4242: THEIRS}.get)
-    monkeypatch.setattr(processes, "own_namespace", lambda: 4026531836)
+    monkeypatch.setattr(processes, "find", {4242: THEIRS}.get)
 
 
 def _create(**given: object) -> dict:
@@ -111,8 +110,15 @@ def test_a_pid_becomes_the_process_that_has_it(make: object) -> None:
 
 
 @both
-def test_a_pid_that_nobody_has_becomes_one_of_no_start(make: object) -> None:
-    assert make(pid=5000)["owner"] == Identity(5000, 0, 4026531836)
+def test_a_pid_that_nobody_has_is_refused(make: object) -> None:
+    with pytest.raises(OwnerNotAlive) as caught:
+        make(pid=5000)
+    assert caught.value.pid == 5000
+
+
+@both
+def test_no_pid_is_no_owner(make: object) -> None:
+    assert make(pid=None)["owner"] is None
 
 
 @both

@@ -58,7 +58,7 @@ from jidoka_shm import (
 )
 from jidoka_shm.control import Identity
 from jidoka_shm.layout import CONTROL_FIELDS, CONTROL_SIZE, index_size_for
-from jidoka_shm.registry import Instant
+from jidoka_shm.marks import Instant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator

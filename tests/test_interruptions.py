@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
@@ -18,7 +19,7 @@ from support import wait_until
 
 from jidoka_shm import RecordTooLarge, SessionManager, SessionNotFound, SessionReader, reactor
 from jidoka_shm import writes as writes_module
-from jidoka_shm.registry import Instant
+from jidoka_shm.marks import Instant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,6 +54,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(writes_module, "_now", lambda: made.now)
     monkeypatch.setattr(reactor, "_WATCH_INTERVAL", 10**6)
+    # Else an owner that is new would have it make up at once for what an interruption left.
+    monkeypatch.setattr(SessionManager, "_turn", lambda _: None)
     return made
 
 
@@ -104,6 +107,7 @@ def _remove(manager: SessionManager, sid: UUID) -> None:
     if found is not None:
         manager._registry.table.remove(found[0])
         manager._registry._deadlines.set(sid.int, None)
+        manager._registry.owners.set(sid.int, None)
 
 
 CHANGES: dict[str, Change] = {
@@ -178,6 +182,14 @@ def _check_bookkeeping(manager: SessionManager) -> None:
     known = {key: due for key, due in deadlines.items() if due is not None}
     assert manager._registry._deadlines._due == known
     assert manager._registry.next_deadline() == min(known.values(), default=None)
+    owned = {
+        sid.int: session.pid
+        for sid, session in manager.items()
+        if session.pid is not None and session.status != "terminated"
+    }
+    owners = manager._registry.owners
+    assert {key: owner.pid for owner in owners for key in owners.sessions_of(owner)} == owned
+    assert {key: group.owner.pid for key, group in owners._group_of.items()} == owned
 
 
 class Bystanders:
@@ -263,7 +275,12 @@ def _run(
 ) -> int:
     """Interrupt a change at each of its lines and return how many there are."""
     sid, bystanders = UUID(int=1), Bystanders(manager)
-    given = {"metadata": {"a": 1}, "llm_config": {"m": 1}, "pid": 2, "ttl": 600} | change.given
+    given = {
+        "metadata": {"a": 1},
+        "llm_config": {"m": 1},
+        "pid": os.getpid(),
+        "ttl": 600,
+    } | change.given
     outcomes = set()
     with SessionReader(manager.name) as reader:
         for number in itertools.count(1):

@@ -61,7 +61,8 @@ from jidoka_shm import writes as writes_module
 from jidoka_shm.attachment import Attachment
 from jidoka_shm.control import ControlWriter
 from jidoka_shm.layout import CONTROL_FIELDS, ROOM_TO_END
-from jidoka_shm.registry import Instant, Registry
+from jidoka_shm.marks import Instant
+from jidoka_shm.registry import Registry
 from jidoka_shm.writer import TableWriter
 
 if TYPE_CHECKING:
@@ -214,7 +215,7 @@ def test_what_is_given_changes_and_the_rest_stays(manager: SessionManager) -> No
         {"metadata": None},
         {"llm_config": {"d": 4}},
         {"llm_config": None},
-        {"pid": 2},
+        {"pid": os.getpid()},
         {"pid": None},
         {"ttl": None},
         {},

@@ -94,6 +94,7 @@ class Model(RuleBasedStateMachine):
                 "metadata": metadata,
                 "llm_config": config,
                 "pid": owner and owner.pid,
+                "owner": owner,
                 "error": None,
                 "deadline": None if ttl is None else self.now + ttl,
                 "version": made.version,
@@ -131,6 +132,7 @@ class Model(RuleBasedStateMachine):
             fields["expected_version"] = known["version"]
             made = self.registry.update(key, now=at(self.now), **fields)
             known |= {"status": status, "pid": owner and owner.pid, "version": made.version}
+            known["owner"] = owner
             if metadata is not None:
                 known["metadata"] = metadata
             if status is SessionStatus.TERMINATED:
@@ -159,6 +161,22 @@ class Model(RuleBasedStateMachine):
                 "error": error,
                 "deadline": self.now + DELAY,
                 "version": self.writer.change[0] // 2,
+            }
+
+    @precondition(lambda self: len(self.registry.owners))
+    @rule(which=st.integers(0, 99), limit=st.integers(1, CAPACITY))
+    def an_owner_ended(self, which: int, limit: int) -> None:
+        owner = list(self.registry.owners)[which % len(self.registry.owners)]
+        its = self.registry.owners.sessions_of(owner)
+        done = self.registry.owner_ended(owner, "it ended", at(self.now), limit=limit)
+        assert done == min(limit, len(its))
+        left = self.registry.owners.sessions_of(owner)
+        for key in set(its) - set(left):
+            self.live[UUID(int=key)] |= {
+                "status": SessionStatus.TERMINATED,
+                "error": "it ended",
+                "deadline": self.now + DELAY,
+                "version": None,
             }
 
     @rule(step=st.integers(0, 120))
@@ -208,6 +226,15 @@ class Model(RuleBasedStateMachine):
                 self._same(session, self.live[key])
             assert len(reader) == len(self.live) == len(reader.snapshot())
             assert sum(reader.count_by_status().values()) == len(self.live)
+
+    @invariant()
+    def each_owner_has_its_sessions_that_live(self) -> None:
+        owners = self.registry.owners
+        assert {key: owner for owner in owners for key in owners.sessions_of(owner)} == {
+            key.int: known["owner"]
+            for key, known in self.live.items()
+            if known["owner"] and known["status"] is not SessionStatus.TERMINATED
+        }
 
     @invariant()
     def the_next_deadline_is_the_earliest(self) -> None:

@@ -34,13 +34,16 @@ PURE = (
     "cache",
     "scan",
     "deadlines",
+    "owners",
     "writer",
+    "marks",
     "registry",
     "protocol",
     "once",
 )
 ORDER = (
     *PURE,
+    "logs",
     "segment",
     "processes",
     "forks",
@@ -52,7 +55,6 @@ ORDER = (
     "reads",
     "reader",
     "changes",
-    "logs",
     "endpoint",
     "service",
     "server",
@@ -63,6 +65,7 @@ ORDER = (
     "delivery",
     "pipeline",
     "client",
+    "watches",
     "reactor",
     "recovery",
     "serving",
@@ -82,6 +85,7 @@ VALUES = {
     "errno",
     "functools",
     "heapq",
+    "itertools",
     "math",
     "msgspec",
     "numpy",
@@ -257,7 +261,7 @@ def test_nothing_packs_into_shared_memory(module: str) -> None:
 def test_only_what_knows_no_memory_decodes(module: str) -> None:
     """T3: what decodes records has nothing to decode from but the private copies it is given."""
     if "Decoder" in _names(module):
-        assert module in {"maps", "protocol", "session"}
+        assert module in {"maps", "session", "protocol", "service"}
         assert not _names(module) & {"mmap", "memoryview", "memory", "Memory", "frombuffer"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import os
 import pickle
 import uuid
 from dataclasses import FrozenInstanceError
@@ -190,11 +191,12 @@ def test_a_session_without_an_owner_has_no_pid(
 def test_every_change_is_seen_at_once(handle: SessionReads, manager: SessionManager) -> None:
     sid = manager.create_session({"number": 0})
     for number in range(1, 20):
-        changed = manager.update_session(sid, metadata={"number": number}, pid=number)
+        pid = (os.getpid(), os.getppid())[number % 2]
+        changed = manager.update_session(sid, metadata={"number": number}, pid=pid)
         for _ in range(2):
             assert handle[sid] == changed
             assert handle[sid].metadata == {"number": number}
-            assert handle.get_session_pid(sid) == number
+            assert handle.get_session_pid(sid) == pid
             assert handle.version == changed.version == number + 1
 
 
@@ -311,7 +313,7 @@ def test_a_snapshot_has_a_row_for_each_session(
 ) -> None:
     assert len(handle.snapshot()) == 0
     made = _one_of_each(manager)
-    manager.update_session(made[S.ACTIVE], pid=77)
+    manager.update_session(made[S.ACTIVE], pid=os.getpid())
     rows = handle.snapshot()
     assert len(rows) == 5
     for row in rows:
@@ -341,11 +343,11 @@ def test_a_snapshot_is_a_copy(handle: SessionReads, manager: SessionManager) -> 
     sid = manager.create_session(pid=1)
     rows = handle.snapshot()
     before = rows.copy()
-    manager.update_session(sid, pid=2)
+    manager.update_session(sid, pid=os.getpid())
     assert (rows == before).all()
     rows["pid"] = 3
-    assert manager[sid].pid == handle[sid].pid == 2
-    assert handle.snapshot()["pid"].tolist() == [2]
+    assert manager[sid].pid == handle[sid].pid == os.getpid()
+    assert handle.snapshot()["pid"].tolist() == [os.getpid()]
 
 
 def test_there_is_no_order_but_each_session_once(

@@ -23,7 +23,8 @@ from jidoka_shm.errors import (
 )
 from jidoka_shm.layout import ROOM_TO_END, SLOT_HEADER_SIZE, SPARE_SLOTS
 from jidoka_shm.maps import encode_map
-from jidoka_shm.registry import Instant, Registry
+from jidoka_shm.marks import Instant
+from jidoka_shm.registry import Registry
 from jidoka_shm.session import MOVES, Session, SessionStatus
 
 if TYPE_CHECKING:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from typing import Final
 
-_log = logging.getLogger("jidoka_shm")
+from jidoka_shm.logs import log
 
 #: How long a service manager that does not read may keep the service waiting, in seconds.
 _PATIENCE: Final = 1.0
@@ -53,4 +52,4 @@ def _send(state: str) -> None:
             sender.connect(where)
             sender.sendall(state.encode())
     except (OSError, ValueError) as error:
-        _log.warning("the service manager at %r cannot be told: %s", address, error)
+        log.warning("the service manager at %r cannot be told: %s", address, error)

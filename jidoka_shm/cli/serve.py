@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import resource
 import select
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from jidoka_shm.errors import JidokaError, RegistryClosed, WriterAlreadyRunning
+from jidoka_shm.logs import log
 
 from . import logs, notify
 from .failures import DONE, Refused, end_of
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from jidoka_shm.manager import SessionManager
-
-_log = logging.getLogger("jidoka_shm")
 
 #: How often a manager is asked whether it still has its registry, in milliseconds. It looks
 #: itself every half second.
@@ -102,7 +100,7 @@ def serve(name: str, *, log_level: str, log_json: bool, **options: Any) -> int: 
             raise
         # A program that reads the log gets this in the same form as all else.
         status, text = end_of(error)
-        _log.error("%s", text)
+        log.error("%s", text)
         return status
 
 
@@ -122,14 +120,14 @@ def _serve(name: str, options: dict[str, Any]) -> int:
         signals.defer()
         with manager:
             count = len(manager)
-            _log.info("serving registry %r: %d sessions", name, count)
+            log.info("serving registry %r: %d sessions", name, count)
             notify.ready(f"Serving registry {name}")
             try:
                 number = signals.wait(manager)
-                _log.info("%s: closing registry %r", number.name, name)
+                log.info("%s: closing registry %r", number.name, name)
             finally:
                 notify.stopping(f"Closing registry {name}")
-        _log.info("closed registry %r, which stays for its next writer", name)
+        log.info("closed registry %r, which stays for its next writer", name)
     return DONE
 
 
@@ -144,7 +142,7 @@ def _manager(name: str, options: dict[str, Any]) -> SessionManager:
         wait = options["wait"]
         if not wait:
             raise
-        _log.info("registry %r: waiting up to %g s for process %s to end", name, wait, error.pid)
+        log.info("registry %r: waiting up to %g s for process %s to end", name, wait, error.pid)
         notify.status(f"Waiting for process {error.pid} to end")
     return SessionManager(name, listen=True, **options)
 

@@ -1,0 +1,173 @@
+"""Watches: which owner processes are alive, learnt from one pidfd a process.
+
+A pidfd becomes readable when its process ends, however it ends, and whoever its parent is. Where
+none can be had, the process is looked at now and then instead. Only the loop's own thread calls
+this, but for ``close``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from . import processes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .control import Identity
+    from .owners import Owners
+
+#: Owners that one call of ``follow`` begins to watch, so that other callers get their turn.
+_BATCH: Final = 64
+
+#: Asks how a child ended and leaves it to be waited for by the code that made it.
+_ASK: Final = os.WEXITED | os.WNOHANG | os.WNOWAIT
+
+
+class Watches:
+    """The processes that are watched, and those that have ended.
+
+    Attributes:
+        ended: what is known of the end of each process that was watched, until it is taken out.
+    """
+
+    def __init__(self) -> None:
+        self._descriptors: dict[Identity, int] = {}
+        self._polled: dict[Identity, None] = {}
+        self._notify: Callable[[], None] = _nobody
+        self.ended: dict[Identity, str] = {}
+
+    def notify(self, call: Callable[[], None]) -> None:
+        """Have ``call()`` made in the loop's thread whenever ``ended`` has got another entry."""
+        self._notify = call
+
+    def follow(self, owners: Owners) -> bool:
+        """Watch those that have arrived, some at a time, and no longer those that departed.
+
+        Returns:
+            Whether that is all of them.
+        """
+        for owner in list(owners.departed):
+            self._drop(owner)
+            owners.departed.discard(owner)
+        # Each is taken out when it is watched, so that an exception between two loses none.
+        for owner in list(islice(owners.arrived, _BATCH)):
+            self._watch(owner)
+            owners.arrived.discard(owner)
+        return not owners.arrived
+
+    def poll(self) -> None:
+        """Look at the processes for which there is no pidfd."""
+        for owner in list(self._polled):
+            if is_dead(owner):
+                self._end(owner, "ended")
+
+    def close(self) -> None:
+        """Let go of all pidfds, of a loop that runs no more or is a forked child's parent's.
+
+        By closing descriptors alone: a child shares the parent's epoll, and unregistering one
+        there would unregister the parent's.
+        """
+        self._polled.clear()
+        while self._descriptors:
+            # Taken out first: a number that is closed may be another's by the time of a fork.
+            os.close(self._descriptors.popitem()[1])
+
+    def _watch(self, owner: Identity) -> None:
+        if owner in self._descriptors or owner in self._polled or owner in self.ended:
+            return
+        if not _is_known(owner):
+            return
+        try:
+            watched = self._listen(owner)
+        except BaseException:
+            # Else it would pass for one that is watched.
+            self._drop(owner)
+            raise
+        if not watched:
+            self._polled[owner] = None
+            if is_dead(owner):
+                self._end(owner, "is gone")
+
+    def _listen(self, owner: Identity) -> bool:
+        """Watch a process by a pidfd and return whether that can be done."""
+        try:
+            self._descriptors[owner] = descriptor = os.pidfd_open(owner.pid)
+            # The pid may have been another process's when the descriptor was opened. One that
+            # has ended and was not waited for still has it, and can say how it ended.
+            if processes.started_at(owner.pid) == owner.start:
+                loop = asyncio.get_running_loop()
+                loop.add_reader(descriptor, self._on_readable, owner, descriptor)
+                return True
+        except (OSError, OverflowError):
+            # ESRCH: it is gone. ENOSYS, EPERM: an old kernel or a sandbox. EMFILE, ENFILE: no
+            # descriptor is left. EINVAL, ENOENT: the pid is a thread's. Beyond 31 bits: nobody's.
+            pass
+        self._drop(owner)
+        return False
+
+    def _on_readable(self, owner: Identity, descriptor: int) -> None:
+        self._end(owner, _manner(descriptor))
+
+    def _end(self, owner: Identity, manner: str) -> None:
+        # In this order: a call that an exception cuts short is made again.
+        self.ended.setdefault(owner, describe(owner, manner))
+        self._notify()
+        self._drop(owner)
+
+    def _drop(self, owner: Identity) -> None:
+        """Watch a process no longer."""
+        self._polled.pop(owner, None)
+        descriptor = self._descriptors.pop(owner, None)
+        if descriptor is not None:
+            try:
+                asyncio.get_running_loop().remove_reader(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def is_dead(owner: Identity) -> bool:
+    """Return whether a process is certain to live no more.
+
+    Nothing is known of one in another pid namespace, nor of one whose start time nobody noted.
+    """
+    return _is_known(owner) and processes.is_alive(owner) is False
+
+
+def describe(owner: Identity, manner: str) -> str:
+    """Return the error of a session whose owner ended in some manner."""
+    return f"owner process {owner.pid} {manner}"
+
+
+def _is_known(owner: Identity) -> bool:
+    return bool(owner.start) and owner.namespace == processes.own_namespace() != 0
+
+
+def _manner(descriptor: int) -> str:
+    """Return how the process of a pidfd ended, as far as this process may know."""
+    try:
+        found = os.waitid(os.P_PIDFD, descriptor, _ASK)
+    except ChildProcessError:
+        # Somebody else's child, or it has been waited for.
+        found = None
+    if found is None:
+        return "ended"
+    if found.si_code == os.CLD_EXITED:
+        return f"exited with status {found.si_status}"
+    return f"was killed by signal {_signal_text(found.si_status)}"
+
+
+def _signal_text(number: int) -> str:
+    try:
+        return f"{number} ({signal.Signals(number).name})"
+    except ValueError:
+        # One of the real-time signals, most of which have no name.
+        return f"{number}"
+
+
+def _nobody() -> None:
+    """Stand for whoever is not there yet."""
