@@ -125,8 +125,8 @@ class Connection:
             Lost: where the connection ends before the last reply.
         """
         self.handed = 0
-        self._socket.settimeout(_left(deadline))
         try:
+            self._socket.settimeout(_left(deadline))
             self._send(data)
             while self._sends and self.handed < len(data):
                 count -= self._send_more(data, deadline, take)
