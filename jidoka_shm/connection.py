@@ -208,4 +208,5 @@ def _left(deadline: float) -> float:
 
 def _lost(error: OSError) -> Exception:
     """Return what an error of a connected socket means."""
-    return error if isinstance(error, TimeoutError) else Lost(str(error))
+    # Without the system's text, which says no more.
+    return TimeoutError() if isinstance(error, TimeoutError) else Lost(str(error))

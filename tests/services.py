@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -24,7 +25,6 @@ from jidoka_shm.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
     from typing import Self
 
     from jidoka_shm import SessionManager
@@ -41,28 +41,32 @@ class Peer:
         self.accepted = 0
         self._serve = serve
         self._threads: list[threading.Thread] = []
-        self._open: list[socket.socket] = []
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(self.path)
-        self._listener.listen()
-        self._start(self._accept)
+        self.connections: list[socket.socket] = []
+        self.listen_again()
 
     def _start(self, work: Callable[..., None], *arguments: object) -> None:
         thread = threading.Thread(target=work, args=arguments)
         self._threads.append(thread)
         thread.start()
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while True:
-                connection, _ = self._listener.accept()
+                connection, _ = listener.accept()
                 self.accepted += 1
-                self._open.append(connection)
+                self.connections.append(connection)
                 self._start(self._handle, connection)
 
     def _handle(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
             self._serve(connection)
+
+    def listen_again(self) -> None:
+        """Listen, at first or after ``stop_listening``."""
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(self.path)
+        self._listener.listen()
+        self._start(self._accept, self._listener)
 
     def stop_listening(self) -> None:
         """Refuse whoever comes from now on."""
@@ -73,6 +77,13 @@ class Peer:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)  # noqa: PTH108 - text as a socket has it
 
+    def drop_connections(self) -> None:
+        """End every connection."""
+        for connection in self.connections:
+            # A close alone would leave the thread that reads where it is.
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
     def join_clients(self) -> None:
         """Wait until every connection was served to its end."""
         for thread in self._threads[1:]:
@@ -81,9 +92,7 @@ class Peer:
     def end(self) -> None:
         """End as a process does: nobody listens, and every connection ends. May be repeated."""
         self.stop_listening()
-        for connection in self._open:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        self.drop_connections()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
@@ -108,7 +117,7 @@ class Scripted(Peer):
     Attributes:
         requests: what came, in order.
         act: returns the reply to a request; None ends the connection.
-        instance: what it says that it serves.
+        greeting: what it begins with.
     """
 
     def __init__(
@@ -117,7 +126,7 @@ class Scripted(Peer):
         self.once = once or OnceOnly(manager._registry, manager._own.control)
         self._service = Service(self.once, manager._change)
         self._control = manager._own.control
-        self.instance = self._control.instance
+        self.greeting: Reply = Hello(PROTOCOL_VERSION, self._control.instance.bytes)
         self.requests: list[Request] = []
         self.act: Callable[[Request], Reply | None] = self.apply
         super().__init__(path, self._answer)
@@ -137,7 +146,7 @@ class Scripted(Peer):
         return self._service.answer(request)
 
     def _answer(self, connection: socket.socket) -> None:
-        connection.sendall(encode(Hello(PROTOCOL_VERSION, self.instance.bytes)))
+        connection.sendall(encode(self.greeting))
         for frame in frames_of(connection):
             request = decode_request(frame)
             self.requests.append(request)
@@ -157,6 +166,15 @@ def first_only(
         return first(request)
 
     return act
+
+
+def sockets() -> set[str]:
+    """Return the sockets that this process has open."""
+    found = set()
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.add(str(link.readlink()))
+    return {target for target in found if target.startswith("socket:")}
 
 
 def id_of(request: Request) -> UUID:

@@ -11,14 +11,12 @@ import sys
 import termios
 import threading
 import time
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from host import exit_code, forked, in_child
-from services import GREETING, Peer, frames_of
+from services import GREETING, Peer, frames_of, sockets
 from support import INSTANCE, wait_until
 
 from jidoka_shm.connection import Connection, Incompatible, Lost
@@ -34,6 +32,7 @@ from jidoka_shm.protocol import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from jidoka_shm.protocol import Reply
 
@@ -341,15 +340,6 @@ def test_a_deadline_that_is_over_is_over(path: Path, begun: bool) -> None:
 
 
 # ---------------------------------------------------------------------------- descriptors
-
-
-def sockets() -> set[str]:
-    """Return the sockets that this process has open."""
-    found = set()
-    for link in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):
-            found.add(str(link.readlink()))
-    return {target for target in found if target.startswith("socket:")}
 
 
 def test_a_connection_is_closed_with_its_last_user(path: Path) -> None:
