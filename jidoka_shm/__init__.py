@@ -1,8 +1,8 @@
 """jidoka_shm: live sessions in shared memory, one writer, lock-free readers in any process.
 
 ``SessionManager`` writes a registry, ``SessionReader`` reads it from any process on the host, and
-``SessionClient`` reads it and asks its writer for changes.
-Names are imported when they are first used, so a reader loads neither asyncio nor the command.
+``SessionClient`` reads it and asks its writer for changes. Names are imported when they are first
+used, so a reader or client loads neither asyncio nor the command.
 """
 
 from __future__ import annotations

@@ -125,8 +125,8 @@ class Connection:
             Lost: where the connection ends before the last reply.
         """
         self.handed = 0
-        self._socket.settimeout(_left(deadline))
         try:
+            self._socket.settimeout(_left(deadline))
             self._send(data)
             while self._sends and self.handed < len(data):
                 count -= self._send_more(data, deadline, take)
@@ -208,4 +208,5 @@ def _left(deadline: float) -> float:
 
 def _lost(error: OSError) -> Exception:
     """Return what an error of a connected socket means."""
-    return error if isinstance(error, TimeoutError) else Lost(str(error))
+    # Without the system's text, which says no more.
+    return TimeoutError() if isinstance(error, TimeoutError) else Lost(str(error))

@@ -115,16 +115,19 @@ class _Search:
                 return connection
             self._check_writer(listens=path is not None)
             if time.monotonic() >= self._deadline:
-                raise TimeoutError(self._reason or "")
+                raise self._too_late()
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _too_late(self) -> TimeoutError:
+        return TimeoutError() if self._reason is None else TimeoutError(self._reason)
 
     def _connect(self, path: str, view: Attachment) -> Connection | None:
         """Return a connection to the service of what is read; None where there is none yet."""
         try:
             connection = Connection(path, self._deadline)
         except TimeoutError:
-            raise
+            raise self._too_late() from None
         except (Incompatible, PermissionError) as error:
             raise WriterUnavailable(self._name, reason=str(error)) from None
         except (OSError, Lost) as error:

@@ -87,7 +87,7 @@ def unpack_slot(raw: bytes) -> Session:
         found = (fields[5], fields[9], fields[11])
         sound = (len(payload), zlib.crc32(payload), zlib.crc32(raw[:SLOT_CRC_OFFSET]))
         if found == sound and fields[6] in STATUS_OF_CODE:
-            return make_session(UUID(bytes=fields[0]), (fields[:7], payload))
+            return make_session(decode_ids(fields[0])[0], (fields[:7], payload))
     reason = f"{len(raw)} bytes that were sent as a session are none"
     raise CorruptRegistry(reason)
 
