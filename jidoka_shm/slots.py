@@ -10,7 +10,6 @@ import functools
 import struct
 import zlib
 from typing import TYPE_CHECKING, Any, Final, cast
-from uuid import UUID
 
 import numpy as np
 
@@ -33,6 +32,7 @@ from .session import CODE_OF_STATUS, STATUS_OF_CODE, Session, decode_ids
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from mmap import mmap
+    from uuid import UUID
 
     from numpy.typing import NDArray
 
