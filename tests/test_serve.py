@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from host import objects_of, path_of
-from supervised import COMMAND, LIMIT, Place, Service
+from supervised import COMMAND, LIMIT, ROOT, Place, Service
 
 from jidoka_shm import SessionManager, SessionReader
 from jidoka_shm.cli import logs
@@ -338,3 +339,30 @@ def test_an_exception_is_logged_with_its_traceback(formatter: logging.Formatter)
 def test_a_line_of_text_is_one_whatever_the_message_holds() -> None:
     line = logs.TextLines().format(_record("a\nb\x1b[2J"))
     assert line.endswith("ERROR a\\nb\\u001b[2J")
+
+
+# ---------------------------------------------------------------------------- README.md
+
+
+def test_the_readmes_service_is_one(place: Place, registry: str) -> None:
+    """The block as it stands, pasted at once: no line may be too early for the one before."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"(?ms)^```sh\n(.*?)^```", readme)
+    assert len(block.splitlines()) == 3
+    for program, words in {"jidoka-shm": COMMAND, "python": COMMAND[:3]}.items():
+        script = place.path / program
+        script.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+        script.chmod(0o700)
+    place.environment["PATH"] = f"{place.path}:{os.environ['PATH']}"
+    run = subprocess.run(
+        ["/bin/sh", "-c", block.replace("agents", registry) + "kill $!; wait $!; echo $?"],
+        env=place.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT,
+    )
+    _, listed, status = run.stdout.splitlines()
+    assert listed.endswith('\t{"n": 1}')
+    assert status == "0"
+    assert "Traceback" not in run.stderr
