@@ -18,6 +18,7 @@ from jidoka_shm.protocol import (
     PROTOCOL_VERSION,
     FrameBuffer,
     Hello,
+    Unknown,
     decode_request,
     encode,
 )
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from jidoka_shm.protocol import Reply, Request
 
 GREETING: Final = encode(Hello(PROTOCOL_VERSION, INSTANCE.bytes))
+
+
+#: What ``Scripted.act`` returns for a request that gets no reply.
+SILENCE: Final = Unknown()
 
 
 class Peer:
@@ -120,17 +125,20 @@ class Scripted(Peer):
         greeting: what it begins with.
     """
 
-    def __init__(
-        self, manager: SessionManager, path: Path, *, once: OnceOnly | None = None
-    ) -> None:
-        self.once = once or OnceOnly(manager._registry, manager._own.control)
-        self._service = Service(self.once, manager._change)
+    def __init__(self, manager: SessionManager, path: Path) -> None:
+        self._manager = manager
+        self.succeed()
         self._control = manager._own.control
         self.greeting: Reply = Hello(PROTOCOL_VERSION, self._control.instance.bytes)
         self.requests: list[Request] = []
         self.act: Callable[[Request], Reply | None] = self.apply
         super().__init__(path, self._answer)
         self.publish()
+
+    def succeed(self) -> None:
+        """Be the next writer: one that remembers nothing and knows what the memory holds."""
+        once = OnceOnly(self._manager._registry, self._manager._own.control)
+        self._service = Service(once, self._manager._change)
 
     def publish(self) -> None:
         """Say in the control where it listens."""
@@ -153,6 +161,8 @@ class Scripted(Peer):
             reply = self.act(request)
             if reply is None:
                 return
+            if reply is SILENCE:
+                continue
             connection.sendall(encode(reply))
 
 

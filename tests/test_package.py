@@ -55,6 +55,13 @@ ORDER = (
     "reads",
     "reader",
     "changes",
+    "calls",
+    "connection",
+    "starting",
+    "link",
+    "delivery",
+    "pipeline",
+    "client",
     "endpoint",
     "service",
     "server",
@@ -204,6 +211,13 @@ def test_the_readers_side_imports_no_loop_and_no_command() -> None:
     for module in ORDER[: ORDER.index("changes")]:
         _, outside = _imports(module)
         assert not outside & {"asyncio", "selectors", "socket", "click", "rich"}, module
+
+
+def test_the_clients_side_imports_no_loop() -> None:
+    for module in ORDER[: ORDER.index("client") + 1]:
+        inside, outside = _imports(module)
+        assert not outside & {"asyncio", "selectors"}, module
+        assert not inside & {"manager", "cli"}, module
 
 
 # ---------------------------------------------------------------------------- what stands where
