@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import itertools
 import json
 import logging
@@ -12,19 +14,28 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 from host import objects_of, path_of
 from supervised import COMMAND, LIMIT, ROOT, Place, Service
 
-from jidoka_shm import SessionManager, SessionReader
+from jidoka_shm import (
+    RegistryFull,
+    SessionClient,
+    SessionManager,
+    SessionReader,
+    WriterUnavailable,
+)
 from jidoka_shm.cli import logs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from uuid import UUID
 
 
 @pytest.fixture
@@ -90,6 +101,64 @@ def test_more_signals_while_it_closes_change_nothing(place: Place, registry: str
         status, log = service.end(None)
     assert (status, log.count("closing registry"), log.count("closed registry")) == (0, 1, 1)
     assert "Traceback" not in log
+
+
+def test_a_signal_that_another_thread_gets_ends_it(place: Place, registry: str) -> None:
+    with Service(place, registry, "--capacity", "16") as service:
+        threads = {int(path.name) for path in Path(f"/proc/{service.pid}/task").iterdir()}
+        # As os.kill, where the kernel may choose any that does not block it. numpy has some, too.
+        for thread in threads - {service.pid}:
+            ctypes.CDLL(None).tgkill(service.pid, thread, signal.SIGTERM)
+        status, log = service.end(None)
+    assert (status, "SIGTERM: closing" in log) == (0, True)
+
+
+def test_what_is_acknowledged_before_the_end_stays(place: Place, registry: str) -> None:
+    with Service(place, registry, "--capacity", "4096") as service:
+        made: list[list[UUID]] = [[] for _ in range(4)]
+        doubtful: list[UUID] = []
+        busy = threading.Barrier(5)
+
+        def work(mine: list[UUID]) -> None:
+            with SessionClient(registry) as client:
+                mine.append(client.create_session())
+                busy.wait(LIMIT)
+                with contextlib.suppress(RegistryFull):
+                    while True:
+                        sid = uuid4()
+                        try:
+                            mine.append(client.create_session(session_id=sid))
+                        except WriterUnavailable as error:
+                            doubtful.extend([sid] * error.outcome_unknown)
+                            return
+
+        threads = [threading.Thread(target=work, args=[mine]) for mine in made]
+        for thread in threads:
+            thread.start()
+        busy.wait(LIMIT)
+        status, _ = service.end()
+        for thread in threads:
+            thread.join()
+    acknowledged = set(itertools.chain(*made))
+    with SessionReader(registry) as reader:
+        assert status == 0
+        assert acknowledged <= set(reader)
+        assert set(reader) - acknowledged <= set(doubtful)
+        assert reader.check() == []
+
+
+@pytest.mark.parametrize("how", ["no", "broken"])
+def test_without_anybody_who_reads_its_log_it_serves(place: Place, registry: str, how: str) -> None:
+    def close() -> None:
+        if how == "no":
+            os.close(2)
+
+    with Service(place, registry, "--capacity", "16", preexec_fn=close) as service:
+        assert service.process.stderr
+        service.process.stderr.close()
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(LIMIT) == 0
+        assert service.notified.next()["STOPPING"] == "1"
 
 
 def test_what_nohup_ignores_stays_ignored(place: Place, registry: str) -> None:
