@@ -14,6 +14,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 from datetime import datetime
 from pathlib import Path
@@ -169,11 +170,12 @@ def test_what_nohup_ignores_stays_ignored(place: Place, registry: str) -> None:
         "16",
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
     ) as service:
+        state = Path(f"/proc/{service.pid}/status").read_text()
+        (ignored,) = re.findall(r"SigIgn:\t([0-9a-f]+)", state)
+        assert int(ignored, 16) >> signal.SIGHUP - 1 & 1
         service.process.send_signal(signal.SIGHUP)
         status, log = service.end(signal.SIGTERM)
-    assert status == 0
-    assert "SIGTERM: closing" in log
-    assert "SIGHUP" not in log
+    assert (status, "SIGTERM: closing" in log, "SIGHUP" in log) == (0, True, False)
 
 
 def test_a_signal_while_it_waits_for_a_living_writer_ends_it(place: Place, registry: str) -> None:
@@ -366,6 +368,26 @@ def test_the_log_is_lines_of_json(place: Place, registry: str) -> None:
         assert datetime.fromisoformat(entry["time"]).utcoffset().total_seconds() == 0
         assert (entry["level"], entry["logger"]) == ("info", "jidoka_shm")
         assert entry["pid"] == service.pid
+
+
+def test_what_others_say_is_lines_of_json_too(place: Place) -> None:
+    code = """
+        import logging, warnings
+        from jidoka_shm.cli import logs
+        logs.begin("info", as_json=True)
+        logging.getLogger("asyncio").error("one")
+        warnings.warn("two")
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=place.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    one, two = map(json.loads, run.stderr.splitlines())
+    assert (one["logger"], one["message"]) == ("asyncio", "one")
+    assert (two["level"], "UserWarning: two" in two["message"]) == ("warning", True)
 
 
 def test_the_level_leaves_lines_out(place: Place, registry: str) -> None:
