@@ -246,6 +246,14 @@ def test_no_registry_is_status_3(command: Command, name: str) -> None:
         _one_line(command(*arguments), 3, f"no registry '{name}'")
 
 
+def test_a_registry_that_is_not_complete_is_status_3_at_once(command: Command, name: str) -> None:
+    path_of(name).touch(0o600)
+    for arguments in _each(name):
+        # A client would wait for it, and know no more than that there is none.
+        _one_line(command(*arguments), 3, f"no complete registry '{name}'")
+    path_of(name).unlink()
+
+
 def test_a_dead_writer_is_status_3(command: Command, name: str) -> None:
     def work() -> None:
         manager = SessionManager(name, capacity=16)
