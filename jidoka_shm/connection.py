@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import sys
 import time
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -37,8 +38,12 @@ _CHUNK: Final = 1 << 16
 #: Bytes of one reply at most: a manager's own sessions may be larger than what clients may send.
 _LIMIT: Final = MAX_SLOT_SIZE + (1 << 16)
 
+#: Nothing waits but ``poll``, which alone keeps its deadline when signals interrupt it, and a
+#: socket with a timeout of its own would ask the kernel twice as often.
+_NO_WAIT: Final = socket.MSG_DONTWAIT if sys.platform == "linux" else 0
+
 #: A writer's death must be an error here, also in a program that gave SIGPIPE its default back.
-_FLAGS: Final = getattr(socket, "MSG_NOSIGNAL", 0)
+_SEND: Final = _NO_WAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 class Lost(Exception):  # noqa: N818 - as the errors of errors.py
@@ -94,6 +99,9 @@ class Connection:
         self._socket = _Socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(_left(deadline))
         self._socket.connect(path)
+        self._socket.setblocking(True)  # noqa: FBT003 - the socket's own name for it
+        self._readable = select.poll()
+        self._readable.register(self._socket, select.POLLIN)
         self._await(1, deadline, self._greet)
 
     def _greet(self, reply: Reply) -> None:
@@ -125,8 +133,9 @@ class Connection:
             Lost: where the connection ends before the last reply.
         """
         self.handed = 0
+        # What cannot be answered in time is not sent.
+        _left(deadline)
         try:
-            self._socket.settimeout(_left(deadline))
             self._send(data)
             while self._sends and self.handed < len(data):
                 count -= self._send_more(data, deadline, take)
@@ -137,7 +146,9 @@ class Connection:
     def _send(self, data: bytes | memoryview) -> None:
         """Send as much as the socket takes."""
         try:
-            self.handed += self._socket.send(data, _FLAGS)
+            self.handed += self._socket.send(data, _SEND)
+        except BlockingIOError:
+            pass
         except (BrokenPipeError, ConnectionResetError):
             # What was answered before the service's end is still there to be read.
             self._sends = False
@@ -161,8 +172,10 @@ class Connection:
     def _await(self, count: int, deadline: float, take: Callable[[Reply], None]) -> None:
         """Receive so many replies."""
         try:
-            while (count := count - self._receive(take)) > 0:
-                self._socket.settimeout(_left(deadline))
+            while count > 0:
+                if not self._readable.poll(_left(deadline) * 1000):
+                    raise TimeoutError
+                count -= self._receive(take)
         except OSError as error:
             raise _lost(error) from None
         if count:
@@ -171,7 +184,7 @@ class Connection:
 
     def _receive(self, take: Callable[[Reply], None]) -> int:
         """Receive once and return how many replies that completed."""
-        data = self._socket.recv(_CHUNK)
+        data = self._socket.recv(_CHUNK, _NO_WAIT)
         if not data:
             msg = "it ended the connection"
             raise Lost(msg)

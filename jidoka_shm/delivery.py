@@ -17,6 +17,7 @@ unknown, and an error saying so where somebody changed the session since, or it 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -59,6 +60,15 @@ _LONGEST_PAUSE: Final = 0.05
 class Delivery:
     """The changes of one call, sent in their order until each has its outcome."""
 
+    #: How many were handed over whole, so that a service may have made them.
+    _sent = 0
+    #: How the registry was before they were.
+    _before = Again(0, 0)
+    #: What they were sent to.
+    _instance: UUID | None = None
+    _pause = 0.0
+    _reason: str | None = None
+
     def __init__(
         self, link: Link, reader: SessionReads, calls: Sequence[Call], *, timeout: float
     ) -> None:
@@ -76,12 +86,6 @@ class Delivery:
         self._timeout = timeout
         self._deadline = time.monotonic() + timeout
         self._outcomes: list[Outcome] = []
-        #: How many were handed over whole, so that a service may have made them.
-        self._sent = 0
-        self._before = Again(0, 0)
-        self._instance: UUID | None = None
-        self._pause = 0.0
-        self._reason: str | None = None
 
     def run(self) -> list[Outcome]:
         """Return what each change came to, in order.
@@ -108,10 +112,11 @@ class Delivery:
 
     def _check_instance(self, connection: Connection) -> None:
         """Raise unless it leads to the registry that the first of them was sent to."""
-        if self._instance not in {None, connection.instance}:
+        if self._instance is None:
+            self._instance = connection.instance
+        elif self._instance != connection.instance:
             reason = "another registry has its name now"
             raise WriterUnavailable(self._reader.name, reason=reason)
-        self._instance = connection.instance
 
     def _rest_after_loss(self) -> None:
         """Wait a moment, but not after the first loss: the next writer may be there already."""
@@ -125,17 +130,21 @@ class Delivery:
         # One by one: what the first of two changes of one session came to tells of the second.
         while len(self._outcomes) < self._sent:
             self._send_again(connection)
+        if len(self._outcomes) < len(self._calls):
+            self._send_rest(connection)
+
+    def _send_rest(self, connection: Connection) -> None:
         at = len(self._outcomes)
-        if at == len(self._calls):
-            return
         control = connection.control
         # In this order, and both before the first byte: later ones could count what it changes.
         self._before = Again(control.change[0] // 2, control.removals)
         frames = [encode(call.request) for call in self._calls[at:]]
+        data = b"".join(frames)
         try:
-            connection.exchange(b"".join(frames), len(frames), self._deadline, self._settle)
+            connection.exchange(data, len(frames), self._deadline, self._settle)
         finally:
-            self._sent = at + _whole(frames, connection.handed)
+            whole = connection.handed == len(data)
+            self._sent = len(self._calls) if whole else at + _count(frames, connection.handed)
 
     def _send_again(self, connection: Connection) -> None:
         at = len(self._outcomes)
@@ -155,24 +164,24 @@ class Delivery:
     def _settle(self, reply: Reply) -> None:
         """Take the reply to the first change that has none."""
         call = self._calls[len(self._outcomes)]
-        again = len(self._outcomes) < self._sent
-        self._outcomes.append(self._outcome(call, reply, again=again))
-
-    def _outcome(self, call: Call, reply: Reply, *, again: bool) -> Outcome:
         try:
-            if type(reply) is Done:
-                return _value(call, reply)
-            if type(reply) is Failed:
-                error = unpack_error(reply)
-                # Nobody else knows that id: it is this very request that made it.
-                taken = again and call.own_id and isinstance(error, SessionExists)
-                return call.session_id if taken else error
-            if type(reply) is Unknown:
-                return self._from_memory(call, None)
-            reason = f"a {type(reply).__name__} in a reply's place"
+            outcome = _value(call, reply) if type(reply) is Done else self._not_done(call, reply)
         except (JidokaError, ProtocolError) as error:
             reason = str(error)
-        return WriterUnavailable(self._reader.name, outcome_unknown=True, reason=reason)
+            outcome = WriterUnavailable(self._reader.name, outcome_unknown=True, reason=reason)
+        self._outcomes.append(outcome)
+
+    def _not_done(self, call: Call, reply: Reply) -> Outcome:
+        if type(reply) is Failed:
+            error = unpack_error(reply)
+            # Sent again, it was this very request that made it: nobody else knows that id.
+            again = len(self._outcomes) < self._sent
+            taken = again and call.own_id and isinstance(error, SessionExists)
+            return call.session_id if taken else error
+        if type(reply) is Unknown:
+            return self._from_memory(call, None)
+        msg = f"a {type(reply).__name__} in a reply's place"
+        raise ProtocolError(msg)
 
     def _give_up(self, error: JidokaError) -> None:
         """Settle all that is left: ``error`` is what keeps it from being made."""
@@ -204,7 +213,7 @@ class Delivery:
 def _value(call: Call, done: Done) -> Outcome:
     """Return what a call of its kind returns."""
     if isinstance(call.request, Update):
-        return unpack_slot(done.record)
+        return unpack_slot(done.record, call.session_id)
     return call.session_id if isinstance(call.request, Create) else None
 
 
@@ -212,12 +221,7 @@ def _text(error: JidokaError) -> str | None:
     return error.reason if isinstance(error, WriterUnavailable) else str(error)
 
 
-def _whole(frames: Sequence[bytes], handed: int) -> int:
+def _count(frames: Sequence[bytes], handed: int) -> int:
     """Return how many frames lie within the first ``handed`` bytes of all."""
-    count = 0
-    for frame in frames:
-        handed -= len(frame)
-        if handed < 0:
-            break
-        count += 1
-    return count
+    ends = itertools.accumulate(map(len, frames))
+    return sum(1 for end in ends if end <= handed)

@@ -64,11 +64,11 @@ class Link:
             TimeoutError: at the deadline.
         """
         view = _view_of(reader)
-        instance = view.identity[0]
-        with contextlib.suppress(IndexError):
-            while True:
+        control, identity = view.control, view.identity
+        while self._idle:
+            with contextlib.suppress(IndexError):  # another thread has taken the last one
                 connection = self._idle.pop()
-                if connection.instance == instance:
+                if connection.control is control or connection.instance == identity[0]:
                     return connection
         return _Search(self._name, reader, deadline, start=self._start).connection()
 
@@ -101,6 +101,7 @@ class _Search:
         self._reader = reader
         self._deadline = deadline
         self._may_start = start
+        self._started = False
         self._silent_since: float | None = None
         self._reason: str | None = None
 
@@ -146,17 +147,21 @@ class _Search:
         """Raise unless there is a writer to wait for."""
         now = time.monotonic()
         if self._reader.writer_alive is False:
-            if not self._may_start:
-                raise WriterUnavailable(self._name)
-            self._may_start = False
-            starting.start(self._name)
-            self._reason = f"`jidoka-shm serve {self._name}` was started and does not answer"
+            if not self._started:
+                self._start_one()
         elif listens:
             self._silent_since = None
         elif self._silent_since is None:
             self._silent_since = now
-        elif now - self._silent_since > _GRACE:
+        elif now - self._silent_since > _GRACE and not self._started:
             raise WriterUnavailable(self._name, reason=_SILENT)
+
+    def _start_one(self) -> None:
+        if not self._may_start:
+            raise WriterUnavailable(self._name)
+        starting.start(self._name)
+        self._started = True
+        self._reason = f"`jidoka-shm serve {self._name}` was started and does not answer"
 
 
 def _view_of(reader: SessionReads) -> Attachment:

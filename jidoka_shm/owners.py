@@ -42,8 +42,6 @@ class Owners:
         """Make ``owner`` the one process that owns ``key``; None is nobody."""
         group = self._group_of.get(key)
         if group is not None:
-            if group.owner == owner:
-                return
             self._leave(key, group)
         if owner is not None:
             self._join(key, owner)

@@ -1,7 +1,8 @@
 """What a session is: its fields, its statuses and their moves, its record and its id.
 
 The moves are the literal ``MOVES`` below and nothing else. A status given again is no move and no
-error: it is a heartbeat. *Terminated* straight from a live status is what an expired session gets.
+error: it is a heartbeat. *Terminated* straight from a live status is what a session gets that
+expired, or whose owner process ended.
 
 A session in shared memory is a slot's header and, behind it, the array-like msgpack of
 ``Payload`` in the order of its fields.

@@ -52,6 +52,7 @@ DAMAGED: Final[Copy] = ((b"", 0, 0, 0, 0, 0, 0), b"")
 _PART: Final = 4096
 _NO_ID: Final = bytes(16)
 
+_header: Final = cast("Callable[[bytes], tuple[Any, ...]]", SLOT_HEADER.unpack_from)
 _head: Final = cast("Callable[[bytes], Head]", SLOT_HEAD.unpack_from)
 
 
@@ -75,20 +76,24 @@ def pack_slot(session: Session) -> bytes:
     return b"".join((raw, zlib.crc32(raw).to_bytes(4, "little"), payload))
 
 
-def unpack_slot(raw: bytes) -> Session:
+def unpack_slot(raw: bytes, session_id: UUID) -> Session:
     """Return the session that ``pack_slot`` packed.
 
+    Args:
+        raw: what it returned.
+        session_id: which session that must be.
+
     Raises:
-        CorruptRegistry: where the bytes are no whole slot, or do not fit their crcs.
+        CorruptRegistry: where the bytes are not that session's, or do not fit their crcs.
     """
-    payload = raw[SLOT_HEADER_SIZE:]
     if len(raw) >= SLOT_HEADER_SIZE:
-        fields = SLOT_HEADER.unpack(raw[:SLOT_HEADER_SIZE])
-        found = (fields[5], fields[9], fields[11])
-        sound = (len(payload), zlib.crc32(payload), zlib.crc32(raw[:SLOT_CRC_OFFSET]))
-        if found == sound and fields[6] in STATUS_OF_CODE:
-            return make_session(decode_ids(fields[0])[0], (fields[:7], payload))
-    reason = f"{len(raw)} bytes that were sent as a session are none"
+        payload = raw[SLOT_HEADER_SIZE:]
+        fields = _header(raw)
+        found = (fields[0], fields[5], fields[9], fields[11])
+        crcs = (zlib.crc32(payload), zlib.crc32(raw[:SLOT_CRC_OFFSET]))
+        if found == (session_id.bytes, len(payload), *crcs) and fields[6] in STATUS_OF_CODE:
+            return make_session(session_id, (fields[:7], payload))
+    reason = f"{len(raw)} bytes that were sent as session {session_id} are not its record"
     raise CorruptRegistry(reason)
 
 

@@ -22,6 +22,10 @@ if not os.fork():
 """
 
 
+#: What the interpreter is given before the name. -P: where it runs is no place to import from.
+_SERVE: Final = ("-P", "-m", "jidoka_shm", "serve")
+
+
 def start(name: str) -> None:
     """Start the service of a registry, detached; it need not answer yet on return.
 
@@ -29,8 +33,7 @@ def start(name: str) -> None:
         WriterUnavailable: where it cannot be started, naming why.
     """
     _check_extra(name)
-    # -P: the folder that it runs in is no place to import from.
-    service = [sys.executable, "-P", "-m", "jidoka_shm", "serve", name]
+    service = [sys.executable, *_SERVE, name]
     try:
         subprocess.run(  # noqa: S603 - this interpreter, and a name that was checked
             [sys.executable, "-I", "-S", "-c", _DETACH, *service],

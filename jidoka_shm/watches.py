@@ -45,12 +45,8 @@ class Watches:
         """Have ``call()`` made in the loop's thread whenever ``ended`` has got another entry."""
         self._notify = call
 
-    def follow(self, owners: Owners) -> bool:
-        """Watch those that have arrived, some at a time, and no longer those that departed.
-
-        Returns:
-            Whether that is all of them.
-        """
+    def follow(self, owners: Owners) -> None:
+        """Watch those that have arrived, some at a time, and no longer those that departed."""
         for owner in list(owners.departed):
             self._drop(owner)
             owners.departed.discard(owner)
@@ -58,7 +54,6 @@ class Watches:
         for owner in list(islice(owners.arrived, _BATCH)):
             self._watch(owner)
             owners.arrived.discard(owner)
-        return not owners.arrived
 
     def poll(self) -> None:
         """Look at the processes for which there is no pidfd."""
@@ -122,12 +117,11 @@ class Watches:
     def _drop(self, owner: Identity) -> None:
         """Watch a process no longer."""
         self._polled.pop(owner, None)
-        descriptor = self._descriptors.pop(owner, None)
+        descriptor = self._descriptors.get(owner)
         if descriptor is not None:
-            try:
-                asyncio.get_running_loop().remove_reader(descriptor)
-            finally:
-                os.close(descriptor)
+            asyncio.get_running_loop().remove_reader(descriptor)
+            # As in close; and on one line, so that an exception before it leaves all as it was.
+            os.close(self._descriptors.pop(owner))
 
 
 def is_dead(owner: Identity) -> bool:

@@ -155,8 +155,8 @@ class SessionWrites(SessionReads):
             with self._lock:
                 if self._closed:
                     return None
-                all_watched = self._watches.follow(self._registry.owners)
-                return self._registry.next_turn() if all_watched and not self._ended else 0
+                self._watches.follow(self._registry.owners)
+                return 0 if self._ended else self._registry.next_turn()
         finally:
             self._close_if_wanted()
 

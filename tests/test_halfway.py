@@ -113,7 +113,7 @@ def test_an_interrupted_end_is_done_or_not_begun_and_can_be_made_again(
     assert number > 30
 
 
-@pytest.mark.parametrize("call", ["check", "_expire"])
+@pytest.mark.parametrize("call", ["check", "_expire", "_turn"])
 def test_a_close_inside_a_call_that_holds_the_lock_is_done_when_that_ends(
     name: str, call: str
 ) -> None:

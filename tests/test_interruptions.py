@@ -17,7 +17,14 @@ import pytest
 from host import stop_at_line
 from support import wait_until
 
-from jidoka_shm import RecordTooLarge, SessionManager, SessionNotFound, SessionReader, reactor
+from jidoka_shm import (
+    RecordTooLarge,
+    SessionManager,
+    SessionNotFound,
+    SessionReader,
+    processes,
+    reactor,
+)
 from jidoka_shm import writes as writes_module
 from jidoka_shm.marks import Instant
 
@@ -382,6 +389,41 @@ def test_an_interrupted_turn_brings_each_session_one_step_on_or_none(
     assert number > 150
     assert outcomes >= {(False, False), (True, True)}
     assert len(outcomes) == 3
+
+
+@either_exception
+def test_an_interrupted_end_of_an_owner_ends_each_of_its_sessions_once(
+    manager: SessionManager, clock: Clock, exception: type[BaseException]
+) -> None:
+    bystanders, owner = Bystanders(manager), processes.own_identity()
+    sids = [UUID(int=at) for at in (1, 17, 33)]
+    outcomes = set()
+    with SessionReader(manager.name) as reader:
+        for number in itertools.count(1):
+            for sid in sids:
+                manager.create_session({"a": 1}, pid=owner.pid, session_id=sid)
+            before = {sid: manager[sid] for sid in sids}
+            clock.move(1)
+            # As its end is noted.
+            manager._watches.ended[owner] = "it ended"
+            came = _interrupted(number, manager._expire, exception)
+            after = {sid: manager[sid] for sid in sids}
+            ended = [sid for sid in sids if after[sid] != before[sid]]
+            outcomes.add(len(ended))
+            assert {sid: reader.get(sid) for sid in sids} == after
+            # The next turn does the rest, and no step twice.
+            bystanders.make_a_change()
+            assert [manager[sid].error for sid in sids] == ["it ended"] * 3
+            assert {sid: manager[sid] for sid in ended} == {sid: after[sid] for sid in ended}
+            assert (manager._ended, manager._watches.ended) == ({}, {})
+            bystanders.check()
+            _check_bookkeeping(manager)
+            for sid in sids:
+                _remove(manager, sid)
+            if not came:
+                break
+    assert number > 150
+    assert outcomes == {0, 1, 2, 3}
 
 
 def test_a_turn_that_its_own_thread_could_not_end_is_made_up_for(

@@ -906,7 +906,7 @@ def test_unlinking_after_closing_leaves_another_instance_alone(name: str) -> Non
         assert sid in reader
 
 
-@pytest.mark.parametrize("call", ["_watch", "_expire", "create_session", "list_sessions"])
+@pytest.mark.parametrize("call", ["_watch", "_turn", "create_session", "list_sessions"])
 def test_what_comes_while_it_is_unlinked_meets_a_closed_manager(
     name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
 ) -> None:
@@ -1287,7 +1287,7 @@ def test_a_close_is_done_though_the_change_it_interrupts_fails(
         len(manager)
 
 
-@pytest.mark.parametrize("call", ["check", "_expire"])
+@pytest.mark.parametrize("call", ["check", "_expire", "_turn"])
 def test_a_close_in_the_middle_of_any_call_is_done_when_it_ends(
     name: str, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -454,6 +454,21 @@ def test_the_log_has_one_line_for_each_owner_that_died(
     ]
 
 
+@no_ticks
+def test_the_log_says_nothing_of_one_whose_sessions_ended_before_it(
+    manager: SessionManager, child: Living, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "jidoka_shm"):
+        sid = manager.create_session(pid=child.pid)
+        _wait_for_watches(manager, 1)
+        manager.terminate_session(sid, "over")
+        child.kill()
+        _wait_for_watches(manager, 0)
+        wait_until(lambda: not (manager._watches.ended or manager._ended))
+    assert manager[sid].error == "over"
+    assert caplog.records == []
+
+
 # ---------------------------------------------------------------------------- what goes wrong
 
 

@@ -190,6 +190,41 @@ def test_a_process_that_proc_hides_is_not_called_dead(
     assert alive is not False
 
 
+def test_who_has_a_pid_is_found_and_a_zombie_or_nobody_is_not(child: int) -> None:
+    assert processes.find(child) == processes.identity_of(child)
+    assert processes.find(os.getpid()) == processes.own_identity()
+    zombie = forked(lambda: None)
+    os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOWAIT)
+    assert processes.find(zombie) is None
+    assert exit_code(zombie) == 0
+    assert processes.find(zombie) is None
+    assert processes.find(2**22 + 1) is None
+
+
+def test_one_that_proc_hides_is_found_without_a_start(
+    child: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        _refuse(patch, PermissionError)
+        found, nobody = processes.find(child), processes.find(2**22 + 1)
+    assert found == Identity(child, 0, processes.own_namespace())
+    assert nobody is None
+
+
+def test_a_zombie_still_tells_when_it_started() -> None:
+    end, begin = os.pipe()
+    pid = forked(lambda: os.read(end, 1))
+    start = _start_of(pid)
+    assert processes.started_at(pid) == start
+    os.write(begin, b"x")
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert processes.started_at(pid) == start
+    assert exit_code(pid) == 0
+    assert processes.started_at(pid) is None
+    os.close(end)
+    os.close(begin)
+
+
 @pytest.mark.parametrize("pid", [2**22 + 1, 2**31, 2**40, 2**64 - 1])
 def test_a_number_that_no_pid_can_be_is_nobody(pid: int) -> None:
     assert processes.is_alive(Identity(pid, 1, processes.own_namespace())) is False

@@ -38,7 +38,7 @@ CHANGES: dict[str, Callable[[SessionManager], object]] = {
 
 #: Every other call that takes the manager's lock, or reads.
 OTHERS: dict[str, Callable[[SessionManager], object]] = {
-    "turn": lambda manager: manager._expire(),
+    "turn": lambda manager: manager._turn(),
     "watch": lambda manager: manager._watch(),
     "check": lambda manager: manager.check(),
     "look up": lambda manager: manager[OTHER],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import os
 import signal
 import threading
@@ -11,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from host import exit_code, forked, in_child
+from host import exit_code, forked, in_child, stop_at_line
 from living import Grandchild, Living, pidfds
 
 from jidoka_shm import processes
@@ -39,13 +40,14 @@ class Watched:
         """Have each own a session, and be watched."""
         for owner in owners:
             self.owners.set(owner.pid, owner)
-        return self.watches.follow(self.owners)
+        self.watches.follow(self.owners)
+        return not self.owners.arrived
 
     def drop(self, *owners: Identity) -> None:
         """Have each own nothing any more."""
         for owner in owners:
             self.owners.set(owner.pid, None)
-        assert self.watches.follow(self.owners)
+        self.watches.follow(self.owners)
 
     async def end_of(self, owner: Identity) -> str:
         """Wait until an owner's end is noticed and return what is said of it."""
@@ -447,29 +449,53 @@ def test_a_thread_that_is_named_by_its_own_number_is_looked_at() -> None:
 # ---------------------------------------------------------------------------- what goes wrong
 
 
-def test_an_exception_in_the_middle_loses_no_owner_and_no_descriptor(
-    child: Living, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _interrupted_at_line(number: int, watched: Watched) -> bool:
+    """Follow with a MemoryError before a line, then whole; return whether that line came."""
+
+    def fail() -> None:
+        raise MemoryError
+
+    try:
+        came = stop_at_line(number, lambda: watched.watches.follow(watched.owners), fail)
+    except MemoryError:
+        came = True
+    # The next turn makes up for it.
+    watched.watches.follow(watched.owners)
+    return came
+
+
+def test_an_exception_at_any_line_leaves_no_owner_unwatched() -> None:
     async def work(watched: Watched) -> None:
-        def fail(*_: object) -> None:
-            raise MemoryError
+        for number in itertools.count(1):
+            with Living() as one:
+                owner = _who(one.pid)
+                watched.owners.set(0, owner)
+                came = _interrupted_at_line(number, watched)
+                assert pidfds() == 1
+                one.exit(3)
+                text = await watched.end_of(owner)
+                assert text == f"owner process {one.pid} exited with status 3"
+                watched.owners.set(0, None)
+            if not came:
+                break
+        assert number > 10
 
-        for target, attribute in (
-            (asyncio.get_running_loop(), "add_reader"),
-            (processes, "started_at"),
-            (os, "pidfd_open"),
-        ):
-            with monkeypatch.context() as patch:
-                patch.setattr(target, attribute, fail)
-                with pytest.raises(MemoryError):
-                    watched.follow(owner)
-            assert (pidfds(), watched.watches._descriptors) == (0, {})
-            assert watched.owners.arrived == {owner}
-        assert watched.follow()
-        child.exit()
-        await watched.end_of(owner)
+    _run(work)
 
-    owner = _who(child.pid)
+
+def test_an_exception_at_any_line_leaves_none_watched_that_departed(child: Living) -> None:
+    async def work(watched: Watched) -> None:
+        for number in itertools.count(1):
+            watched.follow(owner, own)
+            watched.owners.set(owner.pid, None)
+            came = _interrupted_at_line(number, watched)
+            assert set(watched.watches._descriptors) == {own}
+            assert pidfds() == 1
+            if not came:
+                break
+        assert number > 5
+
+    owner, own = _who(child.pid), processes.own_identity()
     _run(work)
 
 

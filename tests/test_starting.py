@@ -1,0 +1,238 @@
+"""``start=True``: a service is started where no writer lives, once, and on its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from host import exit_code, forked, run_script
+from support import wait_until
+
+from jidoka_shm import (
+    SessionClient,
+    SessionManager,
+    SessionReader,
+    WriterUnavailable,
+    starting,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: A service in the command's place, for the tests of how it is started. Its one session says how
+#: its process is.
+SERVICE = """
+import os, signal, sys
+from jidoka_shm import SessionManager, WriterAlreadyRunning
+facts = {
+    "parent": os.getppid(), "session": os.getsid(0), "folder": os.getcwd(), "pid": os.getpid(),
+    "stdio": [os.readlink(f"/proc/self/fd/{fd}") for fd in range(3)],
+    "blocked": len(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+    "open": [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
+             if int(fd) > 2 and os.path.exists(f"/proc/self/fd/{fd}")],
+}
+try:
+    manager = SessionManager(sys.argv[1], capacity=64, listen=True)
+except WriterAlreadyRunning:
+    sys.exit(1)
+if not len(manager):
+    manager.create_session(facts)
+# The reactor's thread has a mask of its own, and leaves signals to this one.
+signal.signal(signal.SIGTERM, lambda *_: manager.close() or sys.exit(0))
+while True:
+    signal.pause()
+"""
+
+
+def writer_of(name: str) -> int | None:
+    """Return the pid of a registry's writer, where it lives."""
+    with SessionReader(name, timeout=0) as reader:
+        writer = reader._view.control.writer()
+        return writer.pid if writer is not None and reader.writer_alive else None
+
+
+def stop(name: str) -> None:
+    """End a registry's writer, which is no child of this process."""
+    with suppress(FileNotFoundError):
+        pid = writer_of(name)
+        if pid is not None:
+            os.kill(pid, signal.SIGTERM)
+            wait_until(lambda: writer_of(name) is None)
+
+
+@pytest.fixture
+def _stopped(name: str) -> Iterator[None]:
+    """End the service of a test and remove its registry."""
+    yield
+    stop(name)
+    with SessionManager(name, wait=60) as manager:
+        manager.unlink()
+
+
+@pytest.fixture
+def _stand_in(monkeypatch: pytest.MonkeyPatch, _stopped: None) -> None:
+    """Start the service above in the command's place."""
+    monkeypatch.setattr(starting, "_SERVE", ("-c", SERVICE))
+
+
+@pytest.mark.usefixtures("_stand_in")
+def test_a_service_is_started_where_there_is_no_registry(name: str) -> None:
+    """In a session of its own, and nobody's child that would have to be waited for."""
+    read_end, write_end = os.pipe()
+    os.set_inheritable(write_end, True)  # noqa: FBT003 - as os has it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        client = SessionClient(name, timeout=60, start=True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.close(write_end)
+    with client:
+        wait_until(lambda: len(client) == 1)
+        (session,) = client.values()
+        facts = session.metadata
+        assert facts["pid"] == writer_of(name)
+        assert os.getpid() != facts["parent"]
+        assert facts["session"] not in {os.getsid(0), facts["pid"]}
+        assert facts["folder"] == "/"
+        assert facts["stdio"] == ["/dev/null"] * 3
+        assert (facts["blocked"], facts["open"]) == (0, [])
+        client.create_session()
+    os.close(read_end)
+
+
+@pytest.mark.usefixtures("_stand_in")
+@pytest.mark.parametrize("end", ["killed", "closed"])
+def test_a_service_is_started_where_the_writer_is_dead(name: str, end: str) -> None:
+    def write() -> None:
+        manager = SessionManager(name, capacity=64)
+        manager.create_session(session_id="1" * 32)
+        if end == "closed":
+            manager.close()
+
+    assert exit_code(forked(write)) == 0
+    with SessionClient(name, timeout=60, start=True) as client:
+        assert client.update_session("1" * 32, status="active").version > 1
+        assert writer_of(name) not in {None, os.getpid()}
+
+
+@pytest.mark.usefixtures("_stand_in")
+def test_a_change_starts_the_next_one(name: str) -> None:
+    with SessionClient(name, timeout=60, start=True) as client:
+        wait_until(lambda: len(client) == 1)
+        first = writer_of(name)
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        sid = client.create_session()
+        assert writer_of(name) not in {None, first}
+        assert len(client) == 2
+        with SessionClient(name, timeout=60) as other:
+            stop(name)
+            with pytest.raises(WriterUnavailable):
+                other.update_session(sid)
+        client.update_session(sid)
+
+
+@pytest.mark.usefixtures("_stand_in")
+def test_of_many_that_are_started_at_once_one_stays(name: str) -> None:
+    clients: list[SessionClient] = []
+    threads = [
+        threading.Thread(target=lambda: clients.append(SessionClient(name, timeout=60, start=True)))
+        for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(clients) == 6
+    pid = writer_of(name)
+    assert pid is not None
+    for client in clients:
+        client.create_session()
+        client.close()
+    # The others end by themselves, and leave the one that has the registry to it.
+    wait_until(lambda: processes_of(name) == {pid})
+    assert writer_of(name) == pid
+
+
+def processes_of(name: str) -> set[int]:
+    """Return the pids of the processes that were started with a name."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if path.read_bytes().rstrip(b"\0").endswith(b"\0" + name.encode()):
+                found.add(int(path.parent.name))
+    return found
+
+
+def test_a_living_writer_is_left_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(starting, "start", started.append)
+    with SessionManager(name, listen=True) as manager:
+        with SessionClient(name, timeout=60, start=True) as client:
+            client.create_session()
+        manager.unlink()
+    with SessionManager(name) as manager:
+        with pytest.raises(WriterUnavailable, match="listen=True"):
+            SessionClient(name, timeout=60, start=True)
+        manager.unlink()
+    assert started == []
+
+
+def test_a_service_that_does_not_come_is_given_up(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starting, "_SERVE", ("-c", ""))
+    with SessionManager(name) as manager:
+        manager.create_session()
+    with pytest.raises(WriterUnavailable) as caught:
+        SessionClient(name, timeout=0.3, start=True)
+    assert f"`jidoka-shm serve {name}` was started and does not answer" in str(caught.value)
+    with SessionManager(name) as manager:
+        manager.unlink()
+
+
+@pytest.mark.parametrize("library", ["click", "rich"])
+def test_without_the_extra_it_says_what_to_install(
+    name: str, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(WriterUnavailable) as caught:
+        SessionClient(name, start=True)
+    assert f"start=True needs {library}: pip install 'jidoka-shm[cli]'" in str(caught.value)
+
+
+@pytest.mark.parametrize("executable", ["/nowhere/at/all", "/bin/false"])
+def test_what_cannot_be_run_is_said(
+    name: str, monkeypatch: pytest.MonkeyPatch, executable: str
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    with pytest.raises(WriterUnavailable, match="cannot be started") as caught:
+        SessionClient(name, start=True)
+    assert executable in str(caught.value)
+
+
+@pytest.mark.usefixtures("_stopped")
+def test_the_command_is_what_is_started(name: str) -> None:
+    code = """
+        import sys
+        from jidoka_shm import SessionClient
+        with SessionClient(sys.argv[1], timeout=60, start=True) as client:
+            print(client.create_session({"a": 1}))
+    """
+    sid = run_script(code, name).strip()
+    with SessionClient(name, timeout=60) as client:
+        assert client.update_session(sid, status="active").metadata == {"a": 1}
+
+
+def test_places_to_import_from_are_given_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "a:/b::.")
+    here = os.getcwd()  # noqa: PTH109 - text
+    assert starting._environment()["PYTHONPATH"] == f"{here}/a:/b:{here}"
+    monkeypatch.delenv("PYTHONPATH")
+    assert "PYTHONPATH" not in starting._environment()
