@@ -13,7 +13,13 @@ from support import INSTANCE, ME
 from jidoka_shm import seqlock
 from jidoka_shm.control import COUNTERS, ControlReader, ControlWriter, Identity
 from jidoka_shm.errors import CorruptRegistry, FormatMismatch
-from jidoka_shm.layout import CONTROL_FIELDS, CONTROL_MAGIC, CONTROL_SIZE, FORMAT_VERSION
+from jidoka_shm.layout import (
+    CONTROL_FIELDS,
+    CONTROL_MAGIC,
+    CONTROL_SIZE,
+    FORMAT_VERSION,
+    SOCKET_PATH_SIZE,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -228,3 +234,50 @@ def test_any_bytes_are_our_format_or_a_mismatch(raw: bytes) -> None:
     else:
         with pytest.raises(FormatMismatch):
             reader.check_format("agents")
+
+
+# ---------------------------------------------------------------------------- the service
+
+
+def _store_path(control: ControlWriter, raw: bytes) -> None:
+    at = CONTROL_FIELDS["socket_path"]
+    control._memory[at : at + SOCKET_PATH_SIZE] = raw.ljust(SOCKET_PATH_SIZE, b"\0")
+
+
+@pytest.mark.parametrize("path", ["/run/user/1000/a.sock", "/run/\u00e9", "x" * 127])
+def test_the_path_that_was_published_is_read(control: ControlWriter, path: str) -> None:
+    assert _reader(control).socket_path is None
+    control.publish_socket(path)
+    assert _reader(control).socket_path == path
+    control.publish_socket(None)
+    assert _reader(control).socket_path is None
+
+
+@pytest.mark.parametrize(
+    ("raw", "path"),
+    [
+        (b"/a\0/b", "/a"),
+        (b"\0/a", None),
+        (b"/\xff", None),
+        (b"x" * SOCKET_PATH_SIZE, "x" * SOCKET_PATH_SIZE),
+    ],
+)
+def test_a_damaged_path_is_what_can_be_read_of_it_or_none(
+    control: ControlWriter, raw: bytes, path: str | None
+) -> None:
+    _store_path(control, raw)
+    assert _reader(control).socket_path == path
+
+
+@given(raw=st.binary(max_size=SOCKET_PATH_SIZE))
+def test_any_path_can_be_read(raw: bytes) -> None:
+    control = ControlWriter(bytearray(CONTROL_SIZE))
+    _store_path(control, raw)
+    assert control.socket_path is None or "\0" not in control.socket_path
+
+
+def test_removals_are_what_was_removed_and_what_was_dropped(control: ControlWriter) -> None:
+    control.count("removed", 5)
+    control.count("dropped", 2)
+    control.count("updated")
+    assert _reader(control).removals == 7

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from support import INSTANCE
 from tables import PAYLOAD_CRC_OFFSET, json_maps
 
+from jidoka_shm.errors import CorruptRegistry
 from jidoka_shm.layout import (
     SLOT_CRC_OFFSET,
     SLOT_DTYPE,
@@ -23,7 +24,7 @@ from jidoka_shm.layout import (
     index_word,
 )
 from jidoka_shm.session import STATUS_OF_CODE, Session, SessionStatus
-from jidoka_shm.slots import DAMAGED, Slots, make_session, make_sessions, pack_slot
+from jidoka_shm.slots import DAMAGED, Slots, make_session, make_sessions, pack_slot, unpack_slot
 
 if TYPE_CHECKING:
     from jidoka_shm.slots import Copy
@@ -499,3 +500,40 @@ def test_one_status_that_is_none_makes_no_sessions(at: int, code: int) -> None:
     copies[at] = (*HEAD[:6], code), SESSION._payload
     with pytest.raises(KeyError):
         make_sessions(copies)
+
+
+# ---------------------------------------------------------------------------- sent as bytes
+
+
+def _is_refused(raw: bytes, session_id: UUID = SESSION.session_id) -> bool:
+    try:
+        unpack_slot(raw, session_id)
+    except CorruptRegistry:
+        return True
+    return False
+
+
+def test_what_was_packed_is_unpacked() -> None:
+    assert unpack_slot(PACKED, SESSION.session_id) == SESSION
+
+
+def test_another_session_is_refused() -> None:
+    with pytest.raises(CorruptRegistry, match=str(UUID(int=1))):
+        unpack_slot(PACKED, UUID(int=1))
+
+
+def test_no_flipped_bit_is_unpacked() -> None:
+    for bit in range(8 * len(PACKED)):
+        raw = bytearray(PACKED)
+        raw[bit // 8] ^= 1 << bit % 8
+        assert _is_refused(bytes(raw)), bit
+
+
+def test_no_other_length_is_unpacked() -> None:
+    assert all(_is_refused(PACKED[:end]) for end in range(len(PACKED)))
+    assert _is_refused(PACKED + b"\0")
+
+
+@given(raw=st.binary(max_size=200))
+def test_any_bytes_are_refused(raw: bytes) -> None:
+    assert _is_refused(raw)
