@@ -24,6 +24,7 @@ from uuid import uuid4
 import pytest
 from host import objects_of, path_of
 from supervised import COMMAND, LIMIT, ROOT, Place, Service
+from support import wait_until
 
 from jidoka_shm import (
     RegistryFull,
@@ -430,6 +431,41 @@ def test_an_exception_is_logged_with_its_traceback(formatter: logging.Formatter)
 def test_a_line_of_text_is_one_whatever_the_message_holds() -> None:
     line = logs.TextLines().format(_record("a\nb\x1b[2J"))
     assert line.endswith("ERROR a\\nb\\u001b[2J")
+
+
+# ---------------------------------------------------------------------------- its clients
+
+
+def test_many_processes_that_start_one_get_the_same(place: Place, registry: str) -> None:
+    code = f"""
+        import sys
+        from jidoka_shm import SessionClient
+        with SessionClient({registry!r}, timeout={LIMIT}, start=True) as client:
+            print(client.create_session(), client._view.control.writer().pid)
+    """
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
+    started = [
+        subprocess.Popen(
+            command,
+            env=place.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    said = [process.communicate(timeout=LIMIT) for process in started]
+    assert [err for _, err in said] == [""] * 4
+    made, pids = zip(*(out.split() for out, _ in said), strict=True)
+    with SessionReader(registry) as reader:
+        assert {str(session_id) for session_id in reader} == set(made)
+        (pid,) = set(pids)
+        os.kill(int(pid), signal.SIGTERM)
+        # It is nobody's child here; what it closed has no writer.
+        wait_until(lambda: not reader.writer_alive)
+    with SessionManager(registry, wait=LIMIT) as manager:
+        assert manager.recovery is not None
+        assert (manager.recovery.clean, manager.recovery.kept) == (True, 4)
 
 
 # ---------------------------------------------------------------------------- README.md
