@@ -941,7 +941,7 @@ def test_the_page_describes_each_command_and_option() -> None:
     assert list(SECTIONS) == list(app.commands)
     for title, text in SECTIONS.items():
         options = {each.opts[0] for each in app.commands[title].params if each.opts[0][:2] == "--"}
-        assert set(re.findall(r"`(--\w+)", text)) == options, title
+        assert set(re.findall(r"`(--[\w-]+)", text)) == options, title
 
 
 def test_the_page_lists_each_exit_status() -> None:

@@ -10,44 +10,20 @@ from typing import TYPE_CHECKING
 import click
 
 from jidoka_shm import __version__
-from jidoka_shm.arguments import parse_session_id
-from jidoka_shm.errors import InvalidName, InvalidSessionId
-from jidoka_shm.layout import check_name
 from jidoka_shm.session import SessionStatus
 
-from . import fields, inspection
+from . import change, fields, inspection
 from .demo import Demo, sample_path
 from .failures import DONE, REFUSED, Commands, Refused
 from .figures import as_table
+from .options import id_argument, json_option, name_argument
 from .output import print_json, print_pairs, print_table, to_pretty_json
+from .serve import serve
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from .inspection import Json
-
-
-def _to_name(_: click.Context, __: click.Parameter, value: str) -> str:
-    try:
-        return check_name(value)
-    except InvalidName as error:
-        raise click.BadParameter(str(error)) from error
-
-
-def _complete_name(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
-    return [name for name in inspection.names() if name.startswith(incomplete)]
-
-
-def _to_id(_: click.Context, __: click.Parameter, value: str) -> UUID:
-    try:
-        return parse_session_id(value)
-    except InvalidSessionId as error:
-        msg = f"{error.value} is no id: it is 32 hexadecimal digits, with or without hyphens"
-        raise click.BadParameter(msg) from error
-
-
-_name = click.argument("name", callback=_to_name, shell_complete=_complete_name)
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group(cls=Commands, no_args_is_help=False)
@@ -56,12 +32,13 @@ def app() -> None:
     """Sessions in shared memory: one writer, lock-free readers in any process.
 
     Exit status: 0 done; 1 no such session, refused, not readable, or a check found problems; 2
-    wrong usage; 3 no registry of that name; 130 interrupted; 141 output closed before the end.
+    wrong usage; 3 no registry of that name, or no writer that answers; 130 interrupted; 141 output
+    closed before the end.
     """
 
 
 @app.command()
-@_json
+@json_option
 def ls(*, as_json: bool) -> None:
     """List the registries of this host.
 
@@ -78,13 +55,13 @@ def ls(*, as_json: bool) -> None:
 
 
 @app.command("list")
-@_name
+@name_argument
 @click.option(
     "--status",
     type=click.Choice([str(status) for status in SessionStatus]),
     help="Only sessions of this status; default: all but the terminated.",
 )
-@_json
+@json_option
 def list_(name: str, *, status: str | None, as_json: bool) -> None:
     """List the sessions of the registry NAME, the oldest first."""
     found = inspection.sessions(name, None if status is None else SessionStatus(status))
@@ -97,9 +74,9 @@ def list_(name: str, *, status: str | None, as_json: bool) -> None:
 
 
 @app.command()
-@_name
-@click.argument("session_id", metavar="ID", callback=_to_id)
-@_json
+@name_argument
+@id_argument
+@json_option
 def show(name: str, session_id: UUID, *, as_json: bool) -> None:
     """Show the session ID of the registry NAME.
 
@@ -116,8 +93,8 @@ def show(name: str, session_id: UUID, *, as_json: bool) -> None:
 
 
 @app.command()
-@_name
-@_json
+@name_argument
+@json_option
 def stats(name: str, *, as_json: bool) -> None:
     """Show the figures of the registry NAME."""
     found = inspection.stats(name)
@@ -129,8 +106,8 @@ def stats(name: str, *, as_json: bool) -> None:
 
 
 @app.command()
-@_name
-@_json
+@name_argument
+@json_option
 def check(name: str, *, as_json: bool) -> int:
     """Look for damage in the registry NAME; exit status 1 where there is some.
 
@@ -153,8 +130,8 @@ def _report(found: Json) -> list[tuple[str, object]]:
 
 
 @app.command()
-@_name
-@_json
+@name_argument
+@json_option
 def layout(name: str, *, as_json: bool) -> None:
     """Show where everything stands in the memory of the registry NAME, and the values there."""
     found = fields.layout(name)
@@ -164,10 +141,16 @@ def layout(name: str, *, as_json: bool) -> None:
         print_table(("PART", "FIELD", "OFFSET", "WIDTH", "VALUE"), fields.rows(found))
 
 
+app.add_command(serve)
+app.add_command(change.create)
+app.add_command(change.update)
+app.add_command(change.terminate)
+
+
 @app.command()
-@_name
+@name_argument
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_json
+@json_option
 def unlink(name: str, *, yes: bool, as_json: bool) -> None:
     """Destroy the registry NAME and its sessions for good, unless a writer lives.
 

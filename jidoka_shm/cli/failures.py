@@ -4,7 +4,7 @@
 0      done
 1      no such session, refused, not readable, or a check that found problems
 2      wrong usage
-3      no registry of that name
+3      no registry of that name, or for a change no writer that answers
 130    interrupted by Ctrl-C
 141    standard output was closed before the end, as by ``| head``
 =====  =======================================================================
@@ -24,6 +24,7 @@ from jidoka_shm.errors import (
     RegistryClosed,
     RegistryNotFound,
     WriterAlreadyRunning,
+    WriterUnavailable,
 )
 
 from .output import escape
@@ -82,7 +83,7 @@ class Commands(click.Group):
         try:
             code, text = super().main(*args, **extra), ""
         except (click.ClickException, click.Abort, JidokaError, OSError) as error:
-            code, text = _end_of(error)
+            code, text = end_of(error)
         if text:
             with contextlib.suppress(OSError):
                 click.echo(f"{PROGRAM}: {escape(text)}", err=True)
@@ -90,7 +91,7 @@ class Commands(click.Group):
         sys.exit(code or DONE)
 
 
-def _end_of(error: Exception) -> tuple[int, str]:
+def end_of(error: Exception) -> tuple[int, str]:
     """Return the status and the text that an error ends the command with."""
     match error:
         case click.UsageError():
@@ -101,12 +102,20 @@ def _end_of(error: Exception) -> tuple[int, str]:
             # click makes one of Ctrl-C, and of the end of input at a question.
             ended = isinstance(error.__context__, EOFError)
             return (REFUSED, "not confirmed") if ended else (INTERRUPTED, "interrupted")
-        case RegistryNotFound() | RegistryClosed():
-            return NO_REGISTRY, f"no registry {error.name!r}"
+        case RegistryNotFound() | RegistryClosed() | WriterUnavailable():
+            return NO_REGISTRY, _absence(error)
         case WriterAlreadyRunning():
             holder = "a process that it does not name" if error.pid is None else f"{error.pid}"
             return REFUSED, f"registry {error.name!r} has a living writer: process {holder}"
     return REFUSED, str(error) or type(error).__name__
+
+
+def _absence(error: RegistryNotFound | RegistryClosed | WriterUnavailable) -> str:
+    if not isinstance(error, WriterUnavailable):
+        return f"no registry {error.name!r}"
+    why = error.reason or f"start one with '{PROGRAM} serve'"
+    tail = "; the change may or may not have been made" if error.outcome_unknown else ""
+    return f"registry {error.name!r} has no writer that answers: {why}{tail}"
 
 
 def _usage(error: click.UsageError) -> str:

@@ -1,0 +1,303 @@
+"""The commands that change sessions: what they ask for, what they print, how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+import pytest
+from host import forked, in_child, objects_of, path_of
+from supervised import ROOT, Place
+
+from jidoka_shm import SessionManager, WriterUnavailable
+from jidoka_shm.cli import failures
+from jidoka_shm.cli.app import app
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ID = UUID("0b3a6f5e-0000-4000-8000-000000000001")
+OTHER = UUID("0b3a6f5e-0000-4000-8000-000000000002")
+#: The session of the page's examples.
+PAGE_ID = UUID("c422e418-1395-4735-a828-e90e274702f4")
+
+
+class Ended(NamedTuple):
+    code: object
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:  # noqa: ANN401 - whatever was printed
+        return json.loads(self.out)
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command in this process."""
+
+    def run(*arguments: object) -> Ended:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            app([str(each) for each in arguments], prog_name="jidoka-shm")
+        return Ended(ended.value.code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """Where the services of this process listen."""
+    with Place() as place:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", place.environment["XDG_RUNTIME_DIR"])
+        yield place
+
+
+@pytest.fixture
+def manager(name: str, place: Place) -> Iterator[SessionManager]:
+    """A writer that listens, with one session."""
+    with SessionManager(name, capacity=16, listen=True, cleanup_delay=60) as manager:
+        manager.create_session({"n": 1}, {"model": "m"}, os.getpid(), 3600, ID)
+        yield manager
+        manager.unlink()
+
+
+def _one_line(ended: Ended, code: int, *words: object) -> None:
+    assert (ended.code, ended.out) == (code, ""), ended
+    assert ended.err.startswith("jidoka-shm: ")
+    assert ended.err.count("\n") == 1
+    for word in words:
+        assert str(word) in ended.err
+
+
+# ---------------------------------------------------------------------------- create
+
+
+def test_create_prints_the_new_id(command: Command, manager: SessionManager) -> None:
+    ended = command("create", manager.name)
+    assert (ended.code, ended.err) == (0, "")
+    session = manager[UUID(ended.out.rstrip("\n"))]
+    assert (session.metadata, session.llm_config, session.pid) == ({}, {}, None)
+    assert session.expires_at is None
+
+
+def test_create_takes_each_field(command: Command, manager: SessionManager) -> None:
+    fields = ["--metadata", '{"ö": [1, null]}', "--llm-config", '{"model": "x"}']
+    owner = ["--pid", os.getpid(), "--ttl", "60.5"]
+    ended = command("create", manager.name, *fields, *owner, "--id", f"session_{OTHER.hex}")
+    assert ended == (0, f"{OTHER}\n", "")
+    session = manager[OTHER]
+    assert session.metadata == {"ö": [1, None]}
+    assert session.llm_config == {"model": "x"}
+    assert session.pid == os.getpid()
+    assert session.expires_at is not None
+    left = session.expires_at - session.created_at
+    assert left.total_seconds() == pytest.approx(60.5, abs=0.01)
+
+
+def test_create_prints_the_session_as_json(command: Command, manager: SessionManager) -> None:
+    ended = command("create", manager.name, "--json", "--metadata", '{"a": 1}')
+    assert ended.json == manager[UUID(ended.json["session_id"])].to_dict()
+    assert ended.json["metadata"] == {"a": 1}
+
+
+def test_an_id_that_is_taken_is_refused(command: Command, manager: SessionManager) -> None:
+    _one_line(command("create", manager.name, "--id", ID), 1, f"session {ID} exists")
+
+
+def test_an_owner_that_is_gone_is_refused(command: Command, manager: SessionManager) -> None:
+    pid = forked(lambda: None)
+    os.waitpid(pid, 0)
+    _one_line(command("create", manager.name, "--pid", pid), 1, f"process {pid} is not alive")
+    assert len(manager) == 1
+
+
+# ---------------------------------------------------------------------------- update
+
+
+def test_update_prints_the_new_version(command: Command, manager: SessionManager) -> None:
+    ended = command("update", manager.name, ID, "--status", "active")
+    version = manager[ID].version
+    assert ended == (0, f"{ID} is active, version {version}\n", "")
+    assert (manager[ID].metadata, manager[ID].pid) == ({"n": 1}, os.getpid())
+
+
+def test_update_takes_each_field(command: Command, manager: SessionManager) -> None:
+    before = manager[ID]
+    ended = command(
+        *["update", manager.name, ID, "--metadata", "{}", "--llm-config", '{"model": "y"}'],
+        *["--pid", os.getppid(), "--ttl", "7200", "--expected-version", before.version, "--json"],
+    )
+    assert ended.json == manager[ID].to_dict()
+    assert (ended.json["metadata"], ended.json["llm_config"]) == ({}, {"model": "y"})
+    assert ended.json["pid"] == os.getppid()
+    assert ended.json["version"] > before.version
+    assert manager[ID].expires_at > before.expires_at
+
+
+def test_update_takes_owner_and_end_away(command: Command, manager: SessionManager) -> None:
+    assert command("update", manager.name, ID, "--no-pid", "--no-ttl").code == 0
+    assert (manager[ID].pid, manager[ID].expires_at) == (None, None)
+
+
+def test_an_update_of_nothing_is_a_heartbeat(command: Command, manager: SessionManager) -> None:
+    before = manager[ID]
+    assert command("update", manager.name, ID).code == 0
+    after = manager[ID]
+    assert after.updated_at > before.updated_at
+    same = {"updated_at": None, "version": None}
+    assert before.to_dict() | same == after.to_dict() | same
+
+
+def test_another_version_is_refused(command: Command, manager: SessionManager) -> None:
+    before = manager[ID]
+    ended = command("update", manager.name, ID, "--status", "active", "--expected-version", 999)
+    _one_line(ended, 1, f"session {ID} is at version {before.version}, not 999")
+    assert manager[ID] == before
+
+
+def test_a_move_that_may_not_be_is_refused(command: Command, manager: SessionManager) -> None:
+    ended = command("update", manager.name, ID, "--status", "idle")
+    _one_line(ended, 1, f"session {ID} is initializing and cannot become idle")
+
+
+# ---------------------------------------------------------------------------- terminate
+
+
+def test_terminate_ends_a_session(command: Command, manager: SessionManager) -> None:
+    ended = command("terminate", manager.name, ID, "--error", "it broke\n")
+    assert ended == (0, f"terminated {ID}\n", "")
+    assert (manager[ID].status, manager[ID].error) == ("terminated", "it broke\n")
+    # As the library has it: what is still visible may be ended once more.
+    assert command("terminate", manager.name, ID).code == 0
+    assert manager[ID].error == "it broke\n"
+
+
+def test_terminate_as_json(command: Command, manager: SessionManager) -> None:
+    ended = command("terminate", manager.name, ID, "--json")
+    assert ended.json == {"name": manager.name, "session_id": str(ID), "terminated": True}
+    assert manager[ID].error is None
+
+
+# ---------------------------------------------------------------------------- what fails
+
+
+@pytest.mark.parametrize("arguments", [["update"], ["terminate"]])
+def test_a_session_that_is_not_there_is_status_1(
+    command: Command, manager: SessionManager, arguments: list[str]
+) -> None:
+    _one_line(command(*arguments, manager.name, OTHER), 1, f"no live session {OTHER}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["create", "NAME", "--metadata", "{"],
+        ["create", "NAME", "--metadata", "[]"],
+        ["create", "NAME", "--metadata", "null"],
+        ["create", "NAME", "--metadata", '{"a": NaN}'],
+        ["create", "NAME", "--metadata", '{"a": 1e999}'],
+        ["create", "NAME", "--metadata", '{"a": 18446744073709551616}'],
+        ["create", "NAME", "--metadata", '{"a": ' + 100_000 * "[" + "]}"],
+        ["create", "NAME", "--metadata", '{"a": "\\ud800"}'],
+        ["create", "NAME", "--llm-config", "7"],
+        ["create", "NAME", "--pid", "0"],
+        ["create", "NAME", "--pid", "99999999999"],
+        ["create", "NAME", "--ttl", "-1"],
+        ["create", "NAME", "--ttl", "nan"],
+        ["create", "NAME", "--id", "7"],
+        ["create", "no.name"],
+        ["create"],
+        ["update", "NAME"],
+        ["update", "NAME", "7"],
+        ["update", "NAME", str(ID), "--status", "gone"],
+        ["update", "NAME", str(ID), "--pid", "1", "--no-pid"],
+        ["update", "NAME", str(ID), "--ttl", "0", "--no-ttl"],
+        ["update", "NAME", str(ID), "--expected-version", "0"],
+        ["terminate", "NAME"],
+        ["terminate", "NAME", str(ID), "--error", "\ud800"],
+    ],
+)
+def test_wrong_usage_is_status_2_and_changes_nothing(
+    command: Command, manager: SessionManager, arguments: list[str]
+) -> None:
+    before = manager.version
+    _one_line(command(*[manager.name if each == "NAME" else each for each in arguments]), 2)
+    assert manager.version == before
+
+
+def _each(name: str) -> list[list[str]]:
+    """Return each of the commands."""
+    return [["create", name], ["update", name, str(ID)], ["terminate", name, str(ID)]]
+
+
+def test_no_registry_is_status_3(command: Command, name: str) -> None:
+    for arguments in _each(name):
+        _one_line(command(*arguments), 3, f"no registry '{name}'")
+
+
+def test_a_registry_that_is_not_complete_is_status_3_at_once(command: Command, name: str) -> None:
+    path_of(name).touch(0o600)
+    for arguments in _each(name):
+        # A client would wait for it, and know no more than that there is none.
+        _one_line(command(*arguments), 3, f"no complete registry '{name}'")
+    path_of(name).unlink()
+
+
+def test_a_dead_writer_is_status_3(command: Command, name: str) -> None:
+    def work() -> None:
+        manager = SessionManager(name, capacity=16)
+        manager.create_session(session_id=ID)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(work) == -signal.SIGKILL
+    for arguments in _each(name):
+        ended = command(*arguments)
+        _one_line(ended, 3, f"registry '{name}' has no writer that answers", "jidoka-shm serve")
+    for tail in objects_of(name):
+        Path(f"{path_of(name)}{tail}").unlink()
+
+
+def test_a_writer_that_does_not_listen_is_status_3(command: Command, name: str) -> None:
+    with SessionManager(name, capacity=16) as manager:
+        manager.create_session(session_id=ID)
+        for arguments in _each(name):
+            _one_line(command(*arguments), 3, "has no writer that answers", "does not listen")
+        manager.unlink()
+
+
+def test_a_change_whose_outcome_is_unknown_says_so() -> None:
+    code, text = failures.end_of(WriterUnavailable("n", outcome_unknown=True))
+    assert code == 3
+    assert text.endswith("; the change may or may not have been made")
+
+
+# ---------------------------------------------------------------------------- docs/cli.md
+
+PAGE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+
+
+def test_the_examples_of_the_page_are_so(command: Command, name: str, place: Place) -> None:
+    text = PAGE[PAGE.index("## `jidoka-shm create") : PAGE.index("## `jidoka-shm unlink")]
+    examples = re.findall(r"(?m)^\$ jidoka-shm (.*)\n(.*)$", text)
+    with SessionManager(name, capacity=16, listen=True, cleanup_delay=60) as manager:
+        made = None
+        for line, printed in examples:
+            words = shlex.split(
+                line.replace(" agents", f" {name}").replace(str(PAGE_ID), str(made))
+            )
+            ended = command(*words)
+            made = made or ended.out.rstrip("\n")
+            assert ended.out + ended.err == printed.replace(str(PAGE_ID), made) + "\n", line
+        manager.unlink()
+    assert len(examples) == 5

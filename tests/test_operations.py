@@ -1,0 +1,110 @@
+"""docs/operations.md: its unit is one that systemd takes, and its table has each line of the log."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import shlex
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+from supervised import ROOT
+
+from jidoka_shm.cli.serve import serve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PAGE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+(UNIT,) = re.findall(r"(?ms)^```ini\n(.*?)^```", PAGE)
+
+
+def _sections() -> configparser.ConfigParser:
+    # Strict: nothing stands there twice.
+    unit = configparser.ConfigParser(interpolation=None, delimiters=["="])
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read_string(UNIT)
+    return unit
+
+
+def test_the_unit_runs_the_command_with_options_that_it_has() -> None:
+    service = _sections()["Service"]
+    path, name, *words = shlex.split(service["ExecStart"])
+    assert (path.rpartition("/")[2], name) == ("jidoka-shm", "serve")
+    given = serve.make_context("serve", [word.replace("%i", "agents") for word in words]).params
+    assert given["name"] == "agents"
+    # A restart must keep the sessions, and not run into the limit of starts.
+    assert not given["fresh"]
+    assert given["wait"] >= float(service["RestartSec"])
+
+
+def test_the_unit_leaves_the_shared_memory_alone() -> None:
+    service = _sections()["Service"]
+    assert (service["Type"], service["RemoveIPC"]) == ("notify", "no")
+    assert "DynamicUser" not in service
+    directory = service["RuntimeDirectory"]
+    assert directory == "jidoka_shm"
+    assert service["Environment"] == "XDG_RUNTIME_DIR=%t"
+    assert (service["RuntimeDirectoryMode"], service["RuntimeDirectoryPreserve"]) == ("0700", "yes")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here")
+def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+    unit = tmp_path / "jidoka-shm@.service"
+    # It looks whether program and user exist.
+    unit.write_text(UNIT.replace("/opt/app/bin/jidoka-shm", "/bin/true").replace("=app", "=root"))
+    run = subprocess.run(
+        ["systemd-analyze", "verify", str(unit)],  # noqa: S607 - wherever it is installed
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+# ---------------------------------------------------------------------------- the log
+
+LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
+
+
+def _lines_of(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield level and format of each line that a module logs."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        texts = {
+            ast.unparse(node.targets[0]): ast.unparse(node.value)
+            for node in ast.walk(function)
+            if isinstance(node, ast.Assign)
+        }
+        for node in ast.walk(function):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                logger, level = ast.unparse(node.func.value), node.func.attr
+                if logger in {"log", "_log", "_seldom", "seldom"} and level in LEVELS:
+                    text = ast.unparse(node.args[0])
+                    yield level, str(ast.literal_eval(texts.get(text, text)))
+
+
+def _logged() -> set[tuple[str, str]]:
+    package = ROOT / "jidoka_shm"
+    # The module that gives others' warnings on has none of its own.
+    paths = [path for path in package.rglob("*.py") if path != package / "logs.py"]
+    return {line for path in paths for line in _lines_of(path)}
+
+
+def _described() -> set[tuple[str, str]]:
+    rows = re.findall(r"(?m)^\| (\w+) \| `([^`]+)` \| (.+) \|$", PAGE)
+    assert all(advice for *_, advice in rows)
+    # Signals of the kernel and names of columns are words in capitals, too.
+    return {(level, re.sub(r"\b[A-Z]+\b", "%", line)) for level, line, _ in rows}
+
+
+def test_the_page_has_each_line_of_the_log() -> None:
+    logged = {(level, re.sub(r"%[a-z]", "%", text)) for level, text in _logged()}
+    assert len(logged) > 10
+    assert _described() == logged

@@ -1,0 +1,495 @@
+"""``jidoka-shm serve``: how it starts, what it says to whom, and each way in which it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import json
+import logging
+import os
+import re
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+from host import objects_of, path_of
+from supervised import COMMAND, LIMIT, ROOT, Place, Service
+from support import wait_until
+
+from jidoka_shm import (
+    RegistryFull,
+    SessionClient,
+    SessionManager,
+    SessionReader,
+    WriterUnavailable,
+)
+from jidoka_shm.cli import logs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from uuid import UUID
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    """A runtime directory."""
+    with Place() as place:
+        yield place
+
+
+@pytest.fixture
+def registry(name: str) -> Iterator[str]:
+    """The name of a registry that is removed at the end, whoever made it."""
+    yield name
+    for tail in objects_of(name):
+        Path(f"{path_of(name)}{tail}").unlink()
+
+
+def _run(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, "serve", *arguments],
+        env=place.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT,
+    )
+
+
+def _fill(name: str, count: int) -> None:
+    with SessionManager(name, capacity=16) as manager:
+        for _ in range(count):
+            manager.create_session()
+
+
+# ---------------------------------------------------------------------------- its end
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_it_and_the_sessions_stay(
+    place: Place, registry: str, number: signal.Signals
+) -> None:
+    _fill(registry, 3)
+    with Service(place, registry) as service, SessionReader(registry) as reader:
+        assert service.said["READY"] == "1"
+        assert service.said["MAINPID"] == str(service.pid)
+        assert registry in service.said["STATUS"]
+        assert reader.writer_alive is True
+        status, log = service.end(number)
+        assert (status, service.notified.next()["STOPPING"]) == (0, "1")
+        assert f"{number.name}: closing registry '{registry}'" in log
+        assert (reader.writer_alive, len(reader)) == (False, 3)
+    with SessionManager(registry) as manager:
+        assert manager.recovery is not None
+        assert (manager.recovery.clean, manager.recovery.kept) == (True, 3)
+
+
+def test_more_signals_while_it_closes_change_nothing(place: Place, registry: str) -> None:
+    with Service(place, registry, "--capacity", "16") as service:
+        numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+        while service.process.poll() is None:
+            for number in numbers:
+                service.process.send_signal(number)
+        status, log = service.end(None)
+    assert (status, log.count("closing registry"), log.count("closed registry")) == (0, 1, 1)
+    assert "Traceback" not in log
+
+
+def test_a_signal_that_another_thread_gets_ends_it(place: Place, registry: str) -> None:
+    with Service(place, registry, "--capacity", "16") as service:
+        threads = {int(path.name) for path in Path(f"/proc/{service.pid}/task").iterdir()}
+        # As os.kill, where the kernel may choose any that does not block it. numpy has some, too.
+        for thread in threads - {service.pid}:
+            ctypes.CDLL(None).tgkill(service.pid, thread, signal.SIGTERM)
+        status, log = service.end(None)
+    assert (status, "SIGTERM: closing" in log) == (0, True)
+
+
+def test_what_is_acknowledged_before_the_end_stays(place: Place, registry: str) -> None:
+    with Service(place, registry, "--capacity", "4096") as service:
+        made: list[list[UUID]] = [[] for _ in range(4)]
+        doubtful: list[UUID] = []
+        busy = threading.Barrier(5)
+
+        def work(mine: list[UUID]) -> None:
+            with SessionClient(registry) as client:
+                mine.append(client.create_session())
+                busy.wait(LIMIT)
+                with contextlib.suppress(RegistryFull):
+                    while True:
+                        sid = uuid4()
+                        try:
+                            mine.append(client.create_session(session_id=sid))
+                        except WriterUnavailable as error:
+                            doubtful.extend([sid] * error.outcome_unknown)
+                            return
+
+        threads = [threading.Thread(target=work, args=[mine]) for mine in made]
+        for thread in threads:
+            thread.start()
+        busy.wait(LIMIT)
+        status, _ = service.end()
+        for thread in threads:
+            thread.join()
+    acknowledged = set(itertools.chain(*made))
+    with SessionReader(registry) as reader:
+        assert status == 0
+        assert acknowledged <= set(reader)
+        assert set(reader) - acknowledged <= set(doubtful)
+        assert reader.check() == []
+
+
+@pytest.mark.parametrize("how", ["no", "broken"])
+def test_without_anybody_who_reads_its_log_it_serves(place: Place, registry: str, how: str) -> None:
+    def close() -> None:
+        if how == "no":
+            os.close(2)
+
+    with Service(place, registry, "--capacity", "16", preexec_fn=close) as service:
+        assert service.process.stderr
+        service.process.stderr.close()
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(LIMIT) == 0
+        assert service.notified.next()["STOPPING"] == "1"
+
+
+def test_what_nohup_ignores_stays_ignored(place: Place, registry: str) -> None:
+    with Service(
+        place,
+        registry,
+        "--capacity",
+        "16",
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    ) as service:
+        state = Path(f"/proc/{service.pid}/status").read_text()
+        (ignored,) = re.findall(r"SigIgn:\t([0-9a-f]+)", state)
+        assert int(ignored, 16) >> signal.SIGHUP - 1 & 1
+        service.process.send_signal(signal.SIGHUP)
+        status, log = service.end(signal.SIGTERM)
+    assert (status, "SIGTERM: closing" in log, "SIGHUP" in log) == (0, True, False)
+
+
+def test_a_signal_while_it_waits_for_a_living_writer_ends_it(place: Place, registry: str) -> None:
+    with SessionManager(registry, capacity=16) as manager:
+        with Service(place, registry, "--wait", "600") as service:
+            assert service.said == {"STATUS": f"Waiting for process {os.getpid()} to end"}
+            assert service.end(signal.SIGTERM)[0] == 0
+        assert manager.writer_alive
+        assert manager.create_session()
+
+
+def test_it_waits_for_a_living_writer_to_end(place: Place, registry: str) -> None:
+    with (
+        Service(place, registry, "--capacity", "16") as old,
+        Service(place, registry, "--wait", "600") as new,
+    ):
+        assert new.said == {"STATUS": f"Waiting for process {old.pid} to end"}
+        assert old.end()[0] == 0
+        assert new.notified.next()["READY"] == "1"
+        status, log = new.end()
+    assert status == 0
+    assert f"waiting up to 600 s for process {old.pid} to end" in log
+    assert "took over registry" in log
+
+
+def test_one_that_was_killed_is_taken_over(place: Place, registry: str) -> None:
+    _fill(registry, 2)
+    with Service(place, registry) as service:
+        service.kill()
+    with Service(place, registry) as service:
+        status, log = service.end()
+    assert (status, "its writer died): 2 sessions kept" in log) == (0, True)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_names_that_are_removed_end_it(place: Place, registry: str, *, as_json: bool) -> None:
+    options = ["--log-json"] if as_json else []
+    with Service(place, registry, "--capacity", "16", *options) as service:
+        for tail in objects_of(registry):
+            Path(f"{path_of(registry)}{tail}").unlink()
+        # It sees that by itself.
+        status, log = service.end(None)
+        assert service.notified.next()["STOPPING"] == "1"
+    lines = log.splitlines()
+    assert status == 1
+    assert f"the names of registry '{registry}' were removed: closing it" in lines[-2]
+    if as_json:
+        assert [json.loads(line)["level"] for line in lines[-2:]] == ["error", "error"]
+    else:
+        assert lines[-1].startswith(f"jidoka-shm: registry '{registry}': its names were removed")
+
+
+# ---------------------------------------------------------------------------- no start
+
+
+def test_a_living_writer_is_status_1_and_named(place: Place, registry: str) -> None:
+    with SessionManager(registry, capacity=16) as manager:
+        run = _run(place, registry)
+        as_json = _run(place, registry, "--log-json")
+        assert manager.writer_alive
+    said = f"registry '{registry}' has a living writer: process {os.getpid()}"
+    assert (run.returncode, run.stdout, run.stderr) == (1, "", f"jidoka-shm: {said}\n")
+    assert (as_json.returncode, as_json.stdout) == (1, "")
+    entry = json.loads(as_json.stderr)
+    assert (entry["level"], entry["message"]) == ("error", said)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["no.name"],
+        ["n", "--capacity", "0"],
+        ["n", "--capacity", "many"],
+        ["n", "--slot-size", "100"],
+        ["n", "--cleanup-delay", "-1"],
+        ["n", "--cleanup-delay", "nan"],
+        ["n", "--mode", "666"],
+        ["n", "--mode", "rw"],
+        ["n", "--wait", "-1"],
+        ["n", "--max-clients", "0"],
+        ["n", "--log-level", "loud"],
+        ["n", "--nonsense"],
+        ["n", "more"],
+    ],
+)
+def test_wrong_usage_is_status_2_and_makes_nothing(
+    place: Place, name: str, arguments: list[str]
+) -> None:
+    run = _run(place, *[name if each == "n" else each for each in arguments])
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith("jidoka-shm: ")
+    assert run.stderr.count("\n") == 1
+    assert objects_of(name) == set()
+
+
+def test_no_room_is_status_1(place: Place, name: str) -> None:
+    run = _run(place, name, "--capacity", str(2**23), "--slot-size", "65536")
+    assert (run.returncode, run.stdout) == (1, "")
+    assert "bytes of /dev/shm" in run.stderr
+    assert objects_of(name) == set()
+
+
+# ---------------------------------------------------------------------------- its options
+
+
+def test_the_options_are_the_managers(place: Place, registry: str) -> None:
+    _fill(registry, 1)
+    size = ["--capacity", "100", "--slot-size", "1024"]
+    others = ["--cleanup-delay", "0", "--mode", "640", "--fresh"]
+    with Service(place, registry, *size, *others) as service, SessionReader(registry) as reader:
+        stats = reader.stats()
+        assert (stats.sessions, stats.slot_size) == (0, 1024)
+        assert 100 <= stats.capacity < 200
+        assert path_of(registry).stat().st_mode & 0o777 == 0o640
+        assert service.end()[0] == 0
+
+
+def test_what_is_taken_over_keeps_its_size(place: Place, registry: str) -> None:
+    _fill(registry, 1)
+    with Service(place, registry) as service, SessionReader(registry) as reader:
+        assert (reader.stats().sessions, reader.stats().capacity) == (1, 16)
+        assert service.end()[0] == 0
+
+
+def test_it_may_have_all_the_descriptors_that_the_system_gives(place: Place, registry: str) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+    def few() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+
+    with Service(place, registry, "--capacity", "16", preexec_fn=few) as service:
+        assert resource.prlimit(service.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+        assert service.end()[0] == 0
+
+
+# ---------------------------------------------------------------------------- sd_notify
+
+
+def test_an_abstract_notify_socket_is_told(place: Place, registry: str) -> None:
+    address = f"@{registry}"
+    with Service(place, registry, "--capacity", "16", address=address) as service:
+        assert service.said["READY"] == "1"
+        assert service.end()[0] == 0
+
+
+@pytest.mark.parametrize("address", ["/nowhere/at/all", f"/{'long' * 99}", "vsock:2:1234"])
+def test_a_notify_socket_that_nobody_hears_is_a_line_in_the_log(
+    place: Place, registry: str, address: str
+) -> None:
+    place.environment["NOTIFY_SOCKET"] = address
+    process = subprocess.Popen(
+        [*COMMAND, "serve", registry, "--capacity", "16"],
+        env=place.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    said = f"WARNING the service manager at '{address}' cannot be told: "
+    # It serves all the same, up to a signal.
+    before = list(itertools.takewhile(lambda line: said not in line, process.stderr))
+    process.send_signal(signal.SIGTERM)
+    _, after = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0
+    assert f"serving registry '{registry}'" in before[-1]
+    assert "SIGTERM: closing" in after
+    assert "Traceback" not in after
+
+
+# ---------------------------------------------------------------------------- its log
+
+TEXT_LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00 (INFO|WARNING) \S.*")
+
+
+def test_the_log_is_lines_of_text(place: Place, registry: str) -> None:
+    with Service(place, registry, "--capacity", "16") as service:
+        _, log = service.end()
+    lines = log.splitlines()
+    assert all(TEXT_LINE.fullmatch(line) for line in lines), lines
+    assert lines[-3].endswith(f" INFO serving registry '{registry}': 0 sessions")
+
+
+def test_the_log_is_lines_of_json(place: Place, registry: str) -> None:
+    with Service(place, registry, "--capacity", "16", "--log-json") as service:
+        _, log = service.end()
+    entries = [json.loads(line) for line in log.splitlines()]
+    assert entries[-3]["message"] == f"serving registry '{registry}': 0 sessions"
+    for entry in entries:
+        assert list(entry) == ["time", "level", "message", "logger", "pid"]
+        assert datetime.fromisoformat(entry["time"]).utcoffset().total_seconds() == 0
+        assert (entry["level"], entry["logger"]) == ("info", "jidoka_shm")
+        assert entry["pid"] == service.pid
+
+
+def test_what_others_say_is_lines_of_json_too(place: Place) -> None:
+    code = """
+        import logging, warnings
+        from jidoka_shm.cli import logs
+        logs.begin("info", as_json=True)
+        logging.getLogger("asyncio").error("one")
+        warnings.warn("two")
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=place.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    one, two = map(json.loads, run.stderr.splitlines())
+    assert (one["logger"], one["message"]) == ("asyncio", "one")
+    assert (two["level"], "UserWarning: two" in two["message"]) == ("warning", True)
+
+
+def test_the_level_leaves_lines_out(place: Place, registry: str) -> None:
+    with Service(place, registry, "--capacity", "16", "--log-level", "warning") as service:
+        assert service.end() == (0, "")
+
+
+def _record(message: str, *facts: object, **more: object) -> logging.LogRecord:
+    logger = logging.getLogger("jidoka_shm.test")
+    return logger.makeRecord("jidoka_shm", logging.ERROR, "f", 1, message, facts, None, extra=more)
+
+
+def test_a_line_of_json_has_the_fields_that_the_caller_gave() -> None:
+    line = logs.JsonLines().format(_record("%d\n\x1bö", 7, session="s", limit=3, level="no"))
+    entry = json.loads(line)
+    assert "\n" not in line
+    assert line.isascii()
+    assert entry["message"] == "7\n\x1bö"
+    assert (entry["session"], entry["limit"], entry["level"]) == ("s", 3, "error")
+
+
+def test_a_field_that_is_no_json_is_shown() -> None:
+    entry = json.loads(logs.JsonLines().format(_record("x", what={1: object}, path=Path("/a"))))
+    assert entry["path"] == repr(Path("/a"))
+
+
+@pytest.mark.parametrize("formatter", [logs.JsonLines(), logs.TextLines()])
+def test_an_exception_is_logged_with_its_traceback(formatter: logging.Formatter) -> None:
+    record = _record("failed")
+    try:
+        raise KeyError(5)  # noqa: TRY301 - for its traceback
+    except KeyError:
+        record.exc_info = sys.exc_info()
+    text = formatter.format(record)
+    assert "KeyError: 5" in text
+    assert "Traceback" in text
+    assert ("\n" in text) == isinstance(formatter, logs.TextLines)
+
+
+def test_a_line_of_text_is_one_whatever_the_message_holds() -> None:
+    line = logs.TextLines().format(_record("a\nb\x1b[2J"))
+    assert line.endswith("ERROR a\\nb\\u001b[2J")
+
+
+# ---------------------------------------------------------------------------- its clients
+
+
+def test_many_processes_that_start_one_get_the_same(place: Place, registry: str) -> None:
+    code = f"""
+        import sys
+        from jidoka_shm import SessionClient
+        with SessionClient({registry!r}, timeout={LIMIT}, start=True) as client:
+            print(client.create_session(), client._view.control.writer().pid)
+    """
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
+    started = [
+        subprocess.Popen(
+            command,
+            env=place.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    said = [process.communicate(timeout=LIMIT) for process in started]
+    assert [err for _, err in said] == [""] * 4
+    made, pids = zip(*(out.split() for out, _ in said), strict=True)
+    with SessionReader(registry) as reader:
+        assert {str(session_id) for session_id in reader} == set(made)
+        (pid,) = set(pids)
+        os.kill(int(pid), signal.SIGTERM)
+        # It is nobody's child here; what it closed has no writer.
+        wait_until(lambda: not reader.writer_alive)
+    with SessionManager(registry, wait=LIMIT) as manager:
+        assert manager.recovery is not None
+        assert (manager.recovery.clean, manager.recovery.kept) == (True, 4)
+
+
+# ---------------------------------------------------------------------------- README.md
+
+
+def test_the_readmes_service_is_one(place: Place, registry: str) -> None:
+    """The block as it stands, pasted at once: no line may be too early for the one before."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"(?ms)^```sh\n(.*?)^```", readme)
+    assert len(block.splitlines()) == 3
+    for program, words in {"jidoka-shm": COMMAND, "python": COMMAND[:3]}.items():
+        script = place.path / program
+        script.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+        script.chmod(0o700)
+    place.environment["PATH"] = f"{place.path}:{os.environ['PATH']}"
+    run = subprocess.run(
+        ["/bin/sh", "-c", block.replace("agents", registry) + "kill $!; wait $!; echo $?"],
+        env=place.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT,
+    )
+    _, listed, status = run.stdout.splitlines()
+    assert listed.endswith('\t{"n": 1}')
+    assert status == "0"
+    assert "Traceback" not in run.stderr
