@@ -138,7 +138,7 @@ def _descriptors() -> dict[int, str]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many interleavings were checked, and how many writers died."""
+    """Say how many interleavings were checked, how many writers died, and what was called."""
     stepper = sys.modules.get("stepper")
     if stepper is not None and stepper.TOTALS["schedules"]:
         terminalreporter.write_line(
@@ -147,4 +147,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
     deaths = sys.modules.get("deaths")
     for line in [] if deaths is None else deaths.FIGURES:
+        terminalreporter.write_line(line)
+    callers = sys.modules.get("callers")
+    for line in [] if callers is None else callers.FIGURES:
         terminalreporter.write_line(line)

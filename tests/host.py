@@ -92,8 +92,12 @@ class Script:
 
     def go(self) -> None:
         """Let it read a line."""
+        self.say("go")
+
+    def say(self, word: str) -> None:
+        """Let it read a line that says ``word``."""
         assert self._process.stdin
-        self._process.stdin.write("go\n")
+        self._process.stdin.write(f"{word}\n")
         self._process.stdin.flush()
 
     def close_input(self) -> None:
