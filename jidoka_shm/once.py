@@ -90,8 +90,8 @@ class OnceOnly:
         known = None if again is None else self._known(session_id, request, again)
         if known is not None:
             return known
-        session = self._registry.update(session_id, request=request, now=now, **fields)
-        return self._remember(request, Done(pack_slot(session)))
+        self._registry.update(session_id, request=request, now=now, **fields)
+        return self._remember(request, Done(self._registry.table.packed))
 
     def terminate(
         self,
