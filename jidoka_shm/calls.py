@@ -98,7 +98,8 @@ def _to_fields(fields: dict[str, Any]) -> Fields:
         fields["status"] = fields["status"].value
     if "owner" in fields:
         fields["owner"] = _to_owner(fields["owner"])
-    _check_size(*[fields[name] for name in ("metadata", "llm_config") if name in fields])
+    if "metadata" in fields or "llm_config" in fields:
+        _check_size(fields.get("metadata", b""), fields.get("llm_config", b""))
     return Fields(**fields)
 
 
