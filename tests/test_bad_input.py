@@ -26,6 +26,7 @@ from jidoka_shm import (
     InvalidSessionId,
     RecordTooLarge,
     Session,
+    SessionClient,
     SessionManager,
     SessionReader,
     SessionStatus,
@@ -227,10 +228,6 @@ _VERSIONS = [
     *_rows(ValueError, "expected_version is ", -1, -HUGE, Whole(-1)),
     *_rows(VersionConflict, "is at version 1, not ", 0, 2, 2**40 + 1, 2**64 + 1, HUGE, Whole(2)),
 ]
-_CACHE_SIZES = [
-    *_rows(TypeError, "cache_size is of type ", None, *_NO_WHOLES),
-    *_rows(ValueError, "cache_size is ", -1, -(2**64), -HUGE, Whole(-1)),
-]
 _TTLS = [
     *_seconds("ttl", none=True),
     *_rows(ValueError, ": give the seconds until", 0, 0.0, -0.0, 1e-10, 5e-324, Whole(0)),
@@ -246,6 +243,13 @@ _MADE_VERSIONS = [
     *_rows(TypeError, "version is of type ", None, *_NO_WHOLES),
     *_rows(ValueError, "version is ", -1, 0, 2**64, HUGE, -HUGE),
 ]
+
+
+def _counts(name: str) -> list[Row]:
+    return [
+        *_rows(TypeError, f"{name} is of type ", None, *_NO_WHOLES),
+        *_rows(ValueError, f"{name} is ", -1, -(2**64), -HUGE, Whole(-1)),
+    ]
 
 
 def _moments(name: str) -> list[Row]:
@@ -266,11 +270,17 @@ ROWS: dict[tuple[str, str], list[Row]] = {
     ("SessionManager", "cleanup_delay"): _seconds("cleanup_delay"),
     ("SessionManager", "mode"): _MODES,
     ("SessionManager", "fresh"): _flag("fresh"),
+    ("SessionManager", "listen"): _flag("listen"),
     ("SessionManager", "wait"): _seconds("wait"),
+    ("SessionManager", "max_clients"): _counts("max_clients"),
     ("SessionReader", "name"): _NAMES,
     ("SessionReader", "timeout"): _seconds("timeout"),
-    ("SessionReader", "cache_size"): _CACHE_SIZES,
+    ("SessionReader", "cache_size"): _counts("cache_size"),
     ("SessionReader", "verify"): _flag("verify"),
+    ("SessionClient", "name"): _NAMES,
+    ("SessionClient", "timeout"): _seconds("timeout"),
+    ("SessionClient", "cache_size"): _counts("cache_size"),
+    ("SessionClient", "start"): _flag("start"),
     ("create_session", "metadata"): _maps("metadata"),
     ("create_session", "llm_config"): _maps("llm_config"),
     ("create_session", "pid"): _PIDS,
@@ -316,11 +326,12 @@ _DUNDERS = {"__contains__", "__getitem__"}
 
 
 class Setting(NamedTuple):
-    """A registry with a session in it, and both kinds of handle."""
+    """A registry with a session in it, and each kind of handle."""
 
     name: str
     manager: SessionManager
     reader: SessionReader
+    client: SessionClient
 
     def state(self) -> tuple[object, ...]:
         """Return all that a call which fails must leave as it was."""
@@ -332,32 +343,54 @@ class Setting(NamedTuple):
 
 @pytest.fixture
 def setting(name: str) -> Iterator[Setting]:
-    with SessionManager(name, capacity=8, slot_size=256, cleanup_delay=3600) as manager:
+    options: dict[str, Any] = {"capacity": 8, "slot_size": 256, "cleanup_delay": 3600}
+    with SessionManager(name, listen=True, **options) as manager:
         manager.create_session({"a": 1}, {"b": 2}, pid=1, ttl=3600, session_id=SID)
-        with SessionReader(name, verify=True) as reader:
-            yield Setting(name, manager, reader)
+        with SessionReader(name, verify=True) as reader, SessionClient(name) as client:
+            yield Setting(name, manager, reader, client)
         manager.unlink()
+
+
+#: What is made with a name.
+KINDS: dict[str, Any] = {
+    kind.__name__: kind for kind in (SessionManager, SessionReader, SessionClient)
+}
+
+#: Right arguments of each change.
+CHANGES: dict[str, dict[str, Any]] = {
+    "create_session": {"metadata": {}, "llm_config": {}, "pid": 1, "ttl": 5},
+    "update_session": {
+        "session_id": SID,
+        "status": "active",
+        "metadata": {},
+        "llm_config": {},
+        "pid": None,
+        "ttl": None,
+    },
+    "terminate_session": {"session_id": SID, "error": "over"},
+}
 
 
 def _calls(setting: Setting, call: str, argument: str) -> list[Callable[[Any], object]]:
     """Return functions that make a call with one argument of one's own and all others right."""
-    if call in {"SessionManager", "SessionReader"}:
-        kind: Any = SessionManager if call == "SessionManager" else SessionReader
+    if call in KINDS:
         right: dict[str, Any] = {"name": setting.name}
-        return [lambda value: kind(**right | {argument: value})]
-    if call == "create_session":
-        right = {"metadata": {}, "llm_config": {}, "pid": 1, "ttl": 5}
-        return [lambda value: setting.manager.create_session(**right | {argument: value})]
-    if call == "update_session":
-        right = {"session_id": SID, "status": "active", "metadata": {}, "llm_config": {}}
-        right |= {"pid": None, "ttl": None}
-        return [lambda value: setting.manager.update_session(**right | {argument: value})]
+        return [lambda value: KINDS[call](**right | {argument: value})]
     if call == "make":
         return [lambda value: Session.make(**{argument: value})]
-    if call == "terminate_session":
-        right = {"session_id": SID, "error": "over"}
-        return [lambda value: setting.manager.terminate_session(**right | {argument: value})]
-    return [getattr(handle, call) for handle in (setting.manager, setting.reader)]
+    if call in CHANGES:
+        right = CHANGES[call]
+        return [
+            lambda value: getattr(setting.manager, call)(**right | {argument: value}),
+            lambda value: getattr(setting.client, call)(**right | {argument: value}),
+            lambda value: _pipelined(setting.client, call, right | {argument: value}),
+        ]
+    return [getattr(handle, call) for handle in (setting.manager, setting.reader, setting.client)]
+
+
+def _pipelined(client: SessionClient, call: str, arguments: dict[str, Any]) -> None:
+    with client.pipeline() as changes:
+        getattr(changes, call)(**arguments)
 
 
 def _arguments(kind: type) -> Iterator[tuple[str, str]]:
@@ -373,7 +406,7 @@ def _arguments(kind: type) -> Iterator[tuple[str, str]]:
                 yield call, argument
 
 
-@pytest.mark.parametrize("kind", [SessionManager, SessionReader, Session])
+@pytest.mark.parametrize("kind", [*KINDS.values(), Session])
 def test_every_argument_of_a_public_call_has_a_row(kind: type) -> None:
     found = set(_arguments(kind))
     calls = {call for call, _ in found}
@@ -385,6 +418,7 @@ def test_every_row_is_of_an_argument_that_there_is() -> None:
     assert set(ROWS) == {
         *_arguments(SessionManager),
         *_arguments(SessionReader),
+        *_arguments(SessionClient),
         *_arguments(Session),
     }
 
