@@ -22,6 +22,9 @@ from jidoka_shm.segment import SHM_DIRECTORY
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from commands import Command
+    from supervised import Place
+
 #: What the names of this run begin with. The pid alone would meet the names of a killed run.
 _RUN = f"t{os.getpid()}-{uuid4().hex[:8]}-"
 
@@ -31,7 +34,7 @@ settings.load_profile("jidoka_shm")
 
 _numbers = itertools.count()
 
-pytest.register_assert_rewrite("deaths", "host", "support")
+pytest.register_assert_rewrite("commands", "deaths", "host", "support")
 
 Held = dict[str, dict[Any, str]]
 
@@ -40,6 +43,34 @@ Held = dict[str, dict[Any, str]]
 def name() -> str:
     """A registry name that no other test of any run has."""
     return f"{_RUN}{next(_numbers)}"
+
+
+@pytest.fixture
+def registry(name: str) -> Iterator[str]:
+    """A registry name of which nothing is left at the end, whoever made it."""
+    from host import objects_of, path_of  # noqa: PLC0415 - not before its asserts are rewritten
+
+    yield name
+    for tail in objects_of(name):
+        Path(f"{path_of(name)}{tail}").unlink()
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """Where the services of this process, and of those that it starts, listen."""
+    from supervised import Place  # noqa: PLC0415 - as above
+
+    with Place() as place:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(place.path))
+        yield place
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command in this process."""
+    from commands import Ended  # noqa: PLC0415 - as above
+
+    return lambda *arguments: Ended.of(capsys, arguments)
 
 
 @pytest.fixture

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import pytest
+from commands import Command, one_line
 from host import forked, in_child, objects_of, path_of
 from supervised import ROOT, Place
 
 from jidoka_shm import SessionManager, WriterUnavailable
 from jidoka_shm.cli import failures
-from jidoka_shm.cli.app import app
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,40 +27,6 @@ OTHER = UUID("0b3a6f5e-0000-4000-8000-000000000002")
 PAGE_ID = UUID("c422e418-1395-4735-a828-e90e274702f4")
 
 
-class Ended(NamedTuple):
-    code: object
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:  # noqa: ANN401 - whatever was printed
-        return json.loads(self.out)
-
-
-Command = Callable[..., Ended]
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs the command in this process."""
-
-    def run(*arguments: object) -> Ended:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            app([str(each) for each in arguments], prog_name="jidoka-shm")
-        return Ended(ended.value.code, *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    """Where the services of this process listen."""
-    with Place() as place:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", place.environment["XDG_RUNTIME_DIR"])
-        yield place
-
-
 @pytest.fixture
 def manager(name: str, place: Place) -> Iterator[SessionManager]:
     """A writer that listens, with one session."""
@@ -70,14 +34,6 @@ def manager(name: str, place: Place) -> Iterator[SessionManager]:
         manager.create_session({"n": 1}, {"model": "m"}, os.getpid(), 3600, ID)
         yield manager
         manager.unlink()
-
-
-def _one_line(ended: Ended, code: int, *words: object) -> None:
-    assert (ended.code, ended.out) == (code, ""), ended
-    assert ended.err.startswith("jidoka-shm: ")
-    assert ended.err.count("\n") == 1
-    for word in words:
-        assert str(word) in ended.err
 
 
 # ---------------------------------------------------------------------------- create
@@ -112,13 +68,13 @@ def test_create_prints_the_session_as_json(command: Command, manager: SessionMan
 
 
 def test_an_id_that_is_taken_is_refused(command: Command, manager: SessionManager) -> None:
-    _one_line(command("create", manager.name, "--id", ID), 1, f"session {ID} exists")
+    one_line(command("create", manager.name, "--id", ID), 1, f"session {ID} exists")
 
 
 def test_an_owner_that_is_gone_is_refused(command: Command, manager: SessionManager) -> None:
     pid = forked(lambda: None)
     os.waitpid(pid, 0)
-    _one_line(command("create", manager.name, "--pid", pid), 1, f"process {pid} is not alive")
+    one_line(command("create", manager.name, "--pid", pid), 1, f"process {pid} is not alive")
     assert len(manager) == 1
 
 
@@ -162,13 +118,13 @@ def test_an_update_of_nothing_is_a_heartbeat(command: Command, manager: SessionM
 def test_another_version_is_refused(command: Command, manager: SessionManager) -> None:
     before = manager[ID]
     ended = command("update", manager.name, ID, "--status", "active", "--expected-version", 999)
-    _one_line(ended, 1, f"session {ID} is at version {before.version}, not 999")
+    one_line(ended, 1, f"session {ID} is at version {before.version}, not 999")
     assert manager[ID] == before
 
 
 def test_a_move_that_may_not_be_is_refused(command: Command, manager: SessionManager) -> None:
     ended = command("update", manager.name, ID, "--status", "idle")
-    _one_line(ended, 1, f"session {ID} is initializing and cannot become idle")
+    one_line(ended, 1, f"session {ID} is initializing and cannot become idle")
 
 
 # ---------------------------------------------------------------------------- terminate
@@ -196,7 +152,7 @@ def test_terminate_as_json(command: Command, manager: SessionManager) -> None:
 def test_a_session_that_is_not_there_is_status_1(
     command: Command, manager: SessionManager, arguments: list[str]
 ) -> None:
-    _one_line(command(*arguments, manager.name, OTHER), 1, f"no live session {OTHER}")
+    one_line(command(*arguments, manager.name, OTHER), 1, f"no live session {OTHER}")
 
 
 @pytest.mark.parametrize(
@@ -232,7 +188,7 @@ def test_wrong_usage_is_status_2_and_changes_nothing(
     command: Command, manager: SessionManager, arguments: list[str]
 ) -> None:
     before = manager.version
-    _one_line(command(*[manager.name if each == "NAME" else each for each in arguments]), 2)
+    one_line(command(*[manager.name if each == "NAME" else each for each in arguments]), 2)
     assert manager.version == before
 
 
@@ -243,14 +199,14 @@ def _each(name: str) -> list[list[str]]:
 
 def test_no_registry_is_status_3(command: Command, name: str) -> None:
     for arguments in _each(name):
-        _one_line(command(*arguments), 3, f"no registry '{name}'")
+        one_line(command(*arguments), 3, f"no registry '{name}'")
 
 
 def test_a_registry_that_is_not_complete_is_status_3_at_once(command: Command, name: str) -> None:
     path_of(name).touch(0o600)
     for arguments in _each(name):
         # A client would wait for it, and know no more than that there is none.
-        _one_line(command(*arguments), 3, f"no complete registry '{name}'")
+        one_line(command(*arguments), 3, f"no complete registry '{name}'")
     path_of(name).unlink()
 
 
@@ -263,7 +219,7 @@ def test_a_dead_writer_is_status_3(command: Command, name: str) -> None:
     assert in_child(work) == -signal.SIGKILL
     for arguments in _each(name):
         ended = command(*arguments)
-        _one_line(ended, 3, f"registry '{name}' has no writer that answers", "jidoka-shm serve")
+        one_line(ended, 3, f"registry '{name}' has no writer that answers", "jidoka-shm serve")
     for tail in objects_of(name):
         Path(f"{path_of(name)}{tail}").unlink()
 
@@ -272,7 +228,7 @@ def test_a_writer_that_does_not_listen_is_status_3(command: Command, name: str) 
     with SessionManager(name, capacity=16) as manager:
         manager.create_session(session_id=ID)
         for arguments in _each(name):
-            _one_line(command(*arguments), 3, "has no writer that answers", "does not listen")
+            one_line(command(*arguments), 3, "has no writer that answers", "does not listen")
         manager.unlink()
 
 
@@ -287,7 +243,8 @@ def test_a_change_whose_outcome_is_unknown_says_so() -> None:
 PAGE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
 
 
-def test_the_examples_of_the_page_are_so(command: Command, name: str, place: Place) -> None:
+@pytest.mark.usefixtures("place")
+def test_the_examples_of_the_page_are_so(command: Command, name: str) -> None:
     text = PAGE[PAGE.index("## `jidoka-shm create") : PAGE.index("## `jidoka-shm unlink")]
     examples = re.findall(r"(?m)^\$ jidoka-shm (.*)\n(.*)$", text)
     with SessionManager(name, capacity=16, listen=True, cleanup_delay=60) as manager:

@@ -10,10 +10,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
+from commands import Command, Ended, one_line
 from host import Script, in_child, objects_of, path_of
 from support import wait_until
 
@@ -54,32 +55,6 @@ MISSING = UUID(int=5)
 EVIL = (
     "[red]x[/] [/] [link=http://x]y[/link] :boom: \x1b[2J\x9b31m\x07\r\n\t\u202e\u2066\x7f\u2028ö"
 )
-
-
-class Ended(NamedTuple):
-    code: object
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:  # noqa: ANN401 - whatever was printed
-        return json.loads(self.out)
-
-
-Command = "Callable[..., Ended]"
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs the command in this process."""
-
-    def run(*arguments: object) -> Ended:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            app([str(each) for each in arguments], prog_name="jidoka-shm")
-        return Ended(ended.value.code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture
@@ -137,17 +112,6 @@ def _store(path: Path, offset: int, data: bytes) -> None:
 
 def _word(number: int) -> bytes:
     return number.to_bytes(8, "little")
-
-
-def _one_line(ended: Ended, code: int, *words: object) -> None:
-    """Assert that the command failed as it should: a line on stderr, nothing else anywhere."""
-    assert ended.code == code, ended
-    assert ended.out == ""
-    assert ended.err.startswith("jidoka-shm: ")
-    assert ended.err.count("\n") == 1
-    assert ended.err.endswith("\n")
-    for word in words:
-        assert str(word) in ended.err
 
 
 def _row(ended: Ended, name: str) -> dict[str, Any]:
@@ -217,7 +181,7 @@ def test_a_stopped_writer_is_alive_and_its_registry_is_read(command: Command, na
         assert (row["state"], row["pid"], row["sessions"]) == ("alive", script.pid, 1)
         for arguments in _views(name):
             assert command(*arguments).code == 0, arguments
-        _one_line(command("unlink", name, "--yes"), 1, script.pid)
+        one_line(command("unlink", name, "--yes"), 1, script.pid)
     _remove(name)
 
 
@@ -303,7 +267,7 @@ def test_a_registry_that_cannot_be_read_fails_its_own_commands_alone(
             assert (ended.code, ended.err) == (1, "")
             assert ended.out.startswith("problem  ")
         else:
-            _one_line(ended, code, "damaged registry" if state == "damaged" else left)
+            one_line(ended, code, "damaged registry" if state == "damaged" else left)
 
 
 @pytest.fixture
@@ -330,7 +294,7 @@ def test_another_users_registry_is_listed_and_not_read(
     assert "another user" in row["problem"]
     assert _row(listed, manager.name)["state"] == "alive"
     for arguments in [*_views(forbidden), ["unlink", forbidden, "--yes"]]:
-        _one_line(command(*arguments), 1, "another user")
+        one_line(command(*arguments), 1, "another user")
     assert objects_of(forbidden) == {"", ".1"}
 
 
@@ -436,7 +400,7 @@ def test_show_says_why_a_session_ended(command: Command, manager: SessionManager
 
 def test_a_session_that_is_not_there_is_status_1(command: Command, manager: SessionManager) -> None:
     for options in ([], ["--json"]):
-        _one_line(command("show", manager.name, MISSING, *options), 1, MISSING)
+        one_line(command("show", manager.name, MISSING, *options), 1, MISSING)
 
 
 # ---------------------------------------------------------------------------- stats, check, layout
@@ -480,7 +444,7 @@ def test_check_finds_a_damaged_record(command: Command, left: str) -> None:
     assert command("check", left) == Ended(1, f"problem  {problem}\n", "")
     # And nothing of it is shown as if it were what the writer wrote.
     for arguments in (["list", left], ["show", left, str(ID)]):
-        _one_line(command(*arguments), 1, "damaged registry")
+        one_line(command(*arguments), 1, "damaged registry")
 
 
 @pytest.fixture
@@ -572,7 +536,7 @@ def test_layout_prints_a_line_a_field(command: Command, manager: SessionManager)
 
 def test_unlink_is_refused_while_a_writer_lives(command: Command, manager: SessionManager) -> None:
     for options in (["--yes"], ["--yes", "--json"]):
-        _one_line(command("unlink", manager.name, *options), 1, manager.name, os.getpid())
+        one_line(command("unlink", manager.name, *options), 1, manager.name, os.getpid())
     assert manager[ID].pid == os.getpid()
     assert objects_of(manager.name) == {"", ".1"}
 
@@ -581,7 +545,7 @@ def test_unlink_goes_by_the_lock_where_the_control_says_nothing(
     command: Command, manager: SessionManager
 ) -> None:
     _store(path_of(manager.name), CONTROL_FIELDS["writer_pid"], _word(0))
-    _one_line(command("unlink", manager.name, "--yes"), 1, "living writer")
+    one_line(command("unlink", manager.name, "--yes"), 1, "living writer")
     assert objects_of(manager.name) == {"", ".1"}
 
 
@@ -594,7 +558,7 @@ def test_unlink_removes_what_a_dead_writer_left(command: Command, left: str) -> 
         assert objects_of(left) == set()
         with pytest.raises(jidoka_shm.RegistryClosed):
             reader.list_sessions()
-    _one_line(command("unlink", left, "--yes"), 3, left)
+    one_line(command("unlink", left, "--yes"), 3, left)
 
 
 @pytest.mark.parametrize("fault", sorted(FAULTS.keys() - {"fifo"}))
@@ -610,7 +574,7 @@ def test_unlink_without_a_terminal_needs_the_option(
     with Path(os.devnull).open() as nothing:
         for stdin in (nothing, None):
             monkeypatch.setattr(sys, "stdin", stdin)
-            _one_line(command("unlink", left), 2, "--yes")
+            one_line(command("unlink", left), 2, "--yes")
     assert objects_of(left) == {"", ".1"}
 
 
@@ -737,9 +701,9 @@ def test_unlink_asks_nothing_while_a_writer_lives(manager: SessionManager) -> No
 @pytest.mark.parametrize("view", [*_views("NAME"), ["unlink", "NAME", "--yes"]])
 def test_no_registry_of_that_name_is_status_3(command: Command, name: str, view: list[str]) -> None:
     arguments = [name if each == "NAME" else each for each in view]
-    _one_line(command(*arguments), 3, name)
+    one_line(command(*arguments), 3, name)
     if "unlink" not in view:
-        _one_line(command(*arguments, "--json"), 3, name)
+        one_line(command(*arguments, "--json"), 3, name)
     assert objects_of(name) == set()
 
 
@@ -769,7 +733,7 @@ def test_no_registry_of_that_name_is_status_3(command: Command, name: str, view:
 )
 def test_wrong_usage_is_status_2(command: Command, arguments: list[str]) -> None:
     ended = command(*arguments)
-    _one_line(ended, 2, "--help'")
+    one_line(ended, 2, "--help'")
     assert ended.err[:-1].isprintable()
 
 
@@ -788,14 +752,14 @@ def test_help_is_status_0_and_names_each_argument(command: Command, arguments: l
     assert command("--version").out == f"jidoka-shm, version {jidoka_shm.__version__}\n"
 
 
-def test_an_error_of_the_system_is_one_line(
+def test_an_error_of_the_system_isone_line(
     command: Command, manager: SessionManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse() -> list[str]:
         raise OSError(24, "Too many open files\x1b[2J")
 
     monkeypatch.setattr(segment, "names", refuse)
-    _one_line(command("ls"), 1, "Too many open files\\u001b[2J")
+    one_line(command("ls"), 1, "Too many open files\\u001b[2J")
 
 
 def test_an_interrupt_is_status_130(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -831,7 +795,7 @@ def test_a_closed_pipe_is_no_traceback(manager: SessionManager, view: list[str])
     assert (run.returncode, run.stderr) == (141, b"")
 
 
-def test_a_full_disk_is_one_line(manager: SessionManager) -> None:
+def test_a_full_disk_isone_line(manager: SessionManager) -> None:
     with Path("/dev/full").open("wb") as full:
         run = _run("list", manager.name, stdout=full)
     assert run.returncode == 1

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
-from host import objects_of, path_of
 from supervised import LIMIT, ROOT, Place, Service
 from support import wait_until
 
@@ -156,21 +155,6 @@ def _state(pid: int) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     return ""
-
-
-@pytest.fixture
-def place() -> Iterator[Place]:
-    """Where services and servers listen."""
-    with Place() as place:
-        yield place
-
-
-@pytest.fixture
-def registry(name: str) -> Iterator[str]:
-    """The name of a registry that is removed at the end, whoever made it."""
-    yield name
-    for tail in objects_of(name):
-        Path(f"{path_of(name)}{tail}").unlink()
 
 
 def _any_worker_answers_for_any_session(server: Server) -> str:

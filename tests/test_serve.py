@@ -36,23 +36,7 @@ from jidoka_shm import (
 from jidoka_shm.cli import logs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from uuid import UUID
-
-
-@pytest.fixture
-def place() -> Iterator[Place]:
-    """A runtime directory."""
-    with Place() as place:
-        yield place
-
-
-@pytest.fixture
-def registry(name: str) -> Iterator[str]:
-    """The name of a registry that is removed at the end, whoever made it."""
-    yield name
-    for tail in objects_of(name):
-        Path(f"{path_of(name)}{tail}").unlink()
 
 
 def _run(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
