@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
-import logging
 import os
 import resource
 import shutil
@@ -44,7 +43,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A runtime directory of its own, in which nothing is left."""
     made = Path(tempfile.mkdtemp(prefix="jidoka-"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(made))
-    monkeypatch.setattr(server, "_seldom", Seldom(logging.getLogger("jidoka_shm")))
+    monkeypatch.setattr(server, "_seldom", Seldom())
     yield made
     left = [path.name for path in made.rglob("*.sock")]
     shutil.rmtree(made)
@@ -416,7 +415,7 @@ def test_the_log_says_once_what_strangers_repeat(
 
 def test_what_was_kept_back_is_counted_at_the_next_line(caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
-    seldom = Seldom(logging.getLogger("jidoka_shm"), clock=lambda: now[0])
+    seldom = Seldom(clock=lambda: now[0])
     for moment in (0, 1, 59.9, 60, 61, 120):
         now[0] = moment
         seldom.warning("it came from %s", moment)
