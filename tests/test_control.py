@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -281,3 +282,31 @@ def test_removals_are_what_was_removed_and_what_was_dropped(control: ControlWrit
     control.count("dropped", 2)
     control.count("updated")
     assert _reader(control).removals == 7
+
+
+class Watched(bytearray):
+    """Plain memory that notes what a reader would take for the path after each store."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.seen: list[str | None] = []
+
+    def __setitem__(self, key: object, value: object) -> None:
+        super().__setitem__(key, value)
+        self.seen.append(ControlReader(self).socket_path)
+
+
+def test_half_a_path_is_seen_at_no_step() -> None:
+    memory = Watched(CONTROL_SIZE)
+    control = ControlWriter(memory)
+    for path in ("/one.sock", "/another/one.sock", "/o", None):
+        control.publish_socket(path)
+    told = [path for path, _ in itertools.groupby(memory.seen)]
+    assert told == [None, "/one.sock", None, "/another/one.sock", None, "/o", None]
+
+
+def test_a_path_too_long_for_the_control_changes_nothing(control: ControlWriter) -> None:
+    control.publish_socket("/a")
+    with pytest.raises(ValueError, match="128 bytes: 127 is the limit"):
+        control.publish_socket("x" * 128)
+    assert control.socket_path == "/a"

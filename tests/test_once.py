@@ -555,5 +555,5 @@ class Histories(RuleBasedStateMachine):
             assert sent.kind != "terminate" or (removed and before.status != "terminated")
 
 
-Histories.TestCase.settings = settings(max_examples=400, stateful_step_count=40, database=None)
+Histories.TestCase.settings = settings(max_examples=120, stateful_step_count=40, database=None)
 TestHistories = Histories.TestCase

@@ -410,3 +410,114 @@ def test_an_interrupted_start_leaves_no_thread_and_no_loop(
     for thread in late:
         thread.join()
     assert "interrupted" not in [thread.name for thread in threading.enumerate()]
+
+
+# ---------------------------------------------------------------------------- work for the loop
+
+
+def test_work_is_done_in_the_loop_and_waited_for(driven: Driven) -> None:
+    done: list[threading.Thread] = []
+
+    async def work() -> None:
+        await asyncio.sleep(0)
+        done.append(threading.current_thread())
+
+    driven.reactor.run(work)
+    assert [thread.name for thread in done] == [driven.reactor._thread.name]
+
+
+def test_what_the_work_raises_is_raised(driven: Driven) -> None:
+    async def work() -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        driven.reactor.run(work)
+
+
+def test_work_for_one_that_was_stopped_is_an_error_at_once(driven: Driven) -> None:
+    async def work() -> None:
+        pytest.fail("nobody is there to do it")
+
+    driven.reactor.stop()
+    with pytest.raises(RuntimeError):
+        driven.reactor.run(work)
+
+
+def test_work_that_comes_after_the_last_turn_is_called_off(driven: Driven) -> None:
+    """The loop has done its last turn, and is closed a moment later."""
+    waiting = threading.Event()
+    close = driven.reactor._loop.close
+    threads: list[threading.Thread] = []
+    errors: list[Exception] = []
+
+    async def work() -> None:
+        pytest.fail("nobody is there to do it")
+
+    def run() -> None:
+        try:
+            driven.reactor.run(work)
+        except RuntimeError as error:
+            errors.append(error)
+
+    def close_late() -> None:
+        thread = threading.Thread(target=run)
+        threads.append(thread)
+        thread.start()
+        wait_until(lambda: driven.reactor._waiting and driven.reactor._loop._ready)
+        close()
+        waiting.set()
+
+    driven.reactor._loop.close = close_late
+    driven.reactor.stop()
+    waiting.wait()
+    threads[0].join()
+    assert len(errors) == 1
+
+
+def test_work_in_the_reactors_own_thread_and_in_a_child_is_refused(driven: Driven) -> None:
+    async def work() -> None:
+        pytest.fail("it cannot be waited for")
+
+    def ask() -> None:
+        with pytest.raises(RuntimeError):
+            driven.reactor.run(work)
+
+    async def ask_inside() -> None:
+        ask()
+
+    driven.reactor.run(ask_inside)
+    assert in_child(ask) == 0
+
+
+def test_the_work_for_the_end_is_done_once_however_many_stop_it(driven: Driven) -> None:
+    ended: list[int] = []
+
+    async def end() -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        ended.append(1)
+
+    driven.reactor.at_end(end)
+    threads = [threading.Thread(target=driven.reactor.stop) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ended == [1]
+
+
+def test_work_under_way_at_the_end_is_waited_for(driven: Driven) -> None:
+    began, done = threading.Event(), []
+
+    async def work() -> None:
+        began.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        done.append(1)
+
+    thread = threading.Thread(target=driven.reactor.run, args=(work,))
+    thread.start()
+    began.wait()
+    driven.reactor.stop()
+    thread.join()
+    assert done == [1]
