@@ -113,11 +113,11 @@ class OnceOnly:
         if known is not None:
             return known
         try:
-            session = self._registry.update(session_id, request=request, now=now, **fields)
+            self._registry.update(session_id, request=request, now=now, **fields)
         except JidokaError as error:
             self._remember_failure(request, again, error)
             raise
-        return self._remember(request, Done(pack_slot(session)))
+        return self._remember(request, Done(self._registry.table.packed))
 
     def terminate(
         self,

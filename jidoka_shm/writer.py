@@ -69,6 +69,8 @@ class TableWriter(SessionTable):
         super().__init__(memory, control.change, geometry)
         self.control = control
         self._free = deque(range(geometry.slot_count))
+        #: What the last commit of a session put into its slot: header, crcs and payload.
+        self.packed = b""
 
     @property
     def free_slots(self) -> int:
@@ -134,6 +136,7 @@ class TableWriter(SessionTable):
         return packed
 
     def _commit(self, entry: int, version: int, packed: bytes) -> None:
+        self.packed = packed
         # From the queue's far end: the slot that has rested longest, so that a reader still
         # copying a record just replaced is the least likely to see it overwritten.
         slot = self._free.popleft()
