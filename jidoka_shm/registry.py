@@ -22,7 +22,7 @@ from .errors import (
 )
 from .marks import expiry, owner_marks, owner_of, whole_microseconds
 from .owners import Owners
-from .session import MOVES, Session, SessionStatus, decode_payload
+from .session import MOVES, Session, SessionStatus, decode_payload, with_request
 
 if TYPE_CHECKING:
     from msgspec import Raw
@@ -317,6 +317,10 @@ class Registry:
         not fail for it.
         """
         packed = session._payload  # noqa: SLF001 - ours
+        if request is not None and not changes:
+            spliced = with_request(packed, request)
+            if spliced is not None:
+                packed, request = spliced, None
         if request is not None:
             try:
                 marked = {**changes, "request": request}

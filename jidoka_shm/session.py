@@ -83,6 +83,16 @@ class Payload(Struct, frozen=True, array_like=True, gc=False, eq=False, kw_only=
         return _encode(fields[:count])
 
 
+#: What a payload with a request's id begins with, an array of all fields, and what the id does.
+_HAS_REQUEST: Final = b"\x98\xc4\x10"
+
+
+def with_request(payload: bytes, request: bytes) -> bytes | None:
+    """Return a payload's bytes with another request's id, the last field; None without one."""
+    has_one = payload[:1] + payload[-18:-16] == _HAS_REQUEST
+    return payload[:-16] + request if has_one else None
+
+
 #: What a payload of the maps alone begins with: msgpack's header of an array of two.
 _MAPS_ALONE: Final = b"\x92"
 

@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import astuple, replace
 from support import ME, at, make_registry, make_writer, successor_of
 from tables import maps_of, state_of
 
@@ -894,3 +895,25 @@ def test_an_update_that_does_not_fit_even_without_its_request_changes_nothing(
         registry.update(UUID(int=1), now=at(1), metadata=_map({"a": "x" * 600}), request=REQUEST)
     after = _get(registry, 1)
     assert (after, _request_of(registry, 1)) == (before, ANOTHER)
+
+
+FIRST, SECOND = bytes(range(16)), b"\xc4\x10" * 8
+
+
+@pytest.mark.parametrize("status", [None, ACTIVE, TERMINATED])
+@pytest.mark.parametrize("fields", [{}, {"ttl": 500}, {"owner": OWNER}])
+@pytest.mark.parametrize("before", [None, FIRST], ids=["without one", "with one"])
+def test_a_record_keeps_the_last_requests_id_and_all_else(
+    before: bytes | None, fields: dict, status: SessionStatus | None, registry: Registry
+) -> None:
+    key, maps = UUID(int=7), maps_of({"a": "x"}, {"b": 1})
+    given = {"owner": None, "ttl": None, **fields}
+    registry.create(key, **maps, now=at(1), request=before, **given)
+    old = registry.find(key)
+    changes = {} if status is None else {"status": status}
+    new = registry.update(key, now=at(2), request=SECOND, **changes)
+    assert registry.find(key).to_dict() == new.to_dict()
+    kept, found = old.payload(), new.payload()
+    deadline = kept.deadline if status is not TERMINATED else 2 + DELAY
+    assert astuple(found) == astuple(replace(kept, request=SECOND, deadline=deadline))
+    assert registry.next_deadline() == found.deadline
