@@ -23,7 +23,7 @@ from .errors import JidokaError
 from .layout import MAX_SLOT_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 PROTOCOL_VERSION: Final = 1
 
@@ -208,12 +208,20 @@ class FrameBuffer:
     def __len__(self) -> int:
         return len(self._rest)
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
+    def feed(self, data: bytes) -> Iterable[bytes]:
         """Take what came and yield each frame that is whole.
 
         Raises:
             ProtocolError: for a frame above the limit; what came before it was yielded.
         """
+        rest = self._rest
+        length = int.from_bytes(data[:_LENGTH], "little")
+        if not rest and length == len(data) - _LENGTH <= self._limit:
+            # The usual case: one frame, and nothing else.
+            return (data[_LENGTH:],)
+        return self._split(data)
+
+    def _split(self, data: bytes) -> Iterator[bytes]:
         rest = self._rest
         # Appended to, never put together anew: a frame that comes byte by byte would cost its
         # length squared. Most often there is nothing to append to.

@@ -204,7 +204,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Carry out what came; nothing more comes before that is done."""
-        self._frames = self._buffer.feed(data)
+        self._frames = iter(self._buffer.feed(data))
         self._is_busy = True
         self._turn()
         # Not before: most often all is done by now, and each of the two costs a system call.
