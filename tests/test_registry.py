@@ -897,9 +897,6 @@ def test_an_update_that_does_not_fit_even_without_its_request_changes_nothing(
     assert (after, _request_of(registry, 1)) == (before, ANOTHER)
 
 
-# ---------------------------------------------------------------------------- requests' ids
-
-
 FIRST, SECOND = bytes(range(16)), b"\xc4\x10" * 8
 
 
