@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from . import forks
-from .layout import MAX_SLOT_SIZE
 from .protocol import (
+    MAX_REPLY,
     PROTOCOL_VERSION,
     FrameBuffer,
     Hello,
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 #: Bytes that one receive takes at most.
 _CHUNK: Final = 1 << 16
-
-#: Bytes of one reply at most: a manager's own sessions may be larger than what clients may send.
-_LIMIT: Final = MAX_SLOT_SIZE + (1 << 16)
 
 #: Nothing waits but ``poll``, which alone keeps its deadline when signals interrupt it, and a
 #: socket with a timeout of its own would ask the kernel twice as often.
@@ -93,7 +90,7 @@ class Connection:
         """
         self.handed = 0
         self._sends = True
-        self._buffer = FrameBuffer(_LIMIT)
+        self._buffer = FrameBuffer(MAX_REPLY)
         # Before there is a descriptor: a thread that forks meanwhile must not leave one behind.
         forks.register(self)
         self._socket = _Socket(socket.AF_UNIX, socket.SOCK_STREAM)

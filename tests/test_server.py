@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import gc
@@ -167,6 +168,52 @@ def test_no_turn_carries_out_more_than_its_share(
             client.reply()
     wait_until(lambda: sum(counts) == 1000)
     assert max(counts) <= server._TURN
+
+
+class Pipe:
+    """A transport that a test drives, and what was written to it."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.writes.append(data)
+
+    def is_closing(self) -> bool:
+        return False
+
+    def is_reading(self) -> bool:
+        return True
+
+    def pause_reading(self) -> None:
+        """Nothing more comes anyway."""
+
+
+class Answering:
+    """The part of a server that a connection asks."""
+
+    def answer(self, request: object) -> Done:
+        return Done(b"")
+
+
+def test_a_client_that_becomes_ready_again_does_not_get_a_turn_more() -> None:
+    async def drive() -> None:
+        connection, pipe = server.Connection(Answering()), Pipe()
+        connection._transport = pipe
+        connection.data_received(_heartbeats(3 * server._TURN))
+        assert len(pipe.writes) == 1
+        # Its next turn is on its way, so this is not one.
+        connection.pause_writing()
+        connection.resume_writing()
+        assert len(pipe.writes) == 1
+        # Where none is, since it came while the client was not ready, this is.
+        connection.pause_writing()
+        connection._turn()
+        assert len(pipe.writes) == 1
+        connection.resume_writing()
+        assert len(pipe.writes) == 2
+
+    asyncio.run(drive())
 
 
 # ---------------------------------------------------------------------------- what clients do wrong
@@ -436,7 +483,11 @@ def test_what_was_kept_back_is_counted_at_the_next_line(caplog: pytest.LogCaptur
 # ---------------------------------------------------------------------------- the end
 
 
-def test_what_was_received_at_the_close_is_answered(name: str) -> None:
+def test_what_was_received_at_the_close_is_answered(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aborted: list[object] = []
+    monkeypatch.setattr(server.Connection, "abort", aborted.append)
     service = SessionManager(name, capacity=4, listen=True)
     service.create_session(session_id=KEY)
     before, received = service.get_session_info(KEY).version, threading.Event()
@@ -459,6 +510,8 @@ def test_what_was_received_at_the_close_is_answered(name: str) -> None:
         closing.join()
         assert reader.get_session_info(KEY).version == before + 500
         assert not reader.writer_alive
+    # Each connection ended when it was done, and not for want of patience.
+    assert aborted == []
     SessionManager(name).unlink()
 
 
