@@ -216,6 +216,19 @@ def test_a_client_that_becomes_ready_again_does_not_get_a_turn_more() -> None:
     asyncio.run(drive())
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_reply_that_fills_a_turn_alone_is_given_once(name: str, count: int) -> None:
+    with SessionManager(name, capacity=1, slot_size=1 << 20, listen=True) as service:
+        service.create_session({"fill": "x" * (1 << 19)}, session_id=KEY)
+        before = service.get_session_info(KEY).version
+        with Wire(service) as client:
+            client.send(_heartbeats(count))
+            client.socket.shutdown(socket.SHUT_WR)
+            assert [type(reply) for reply in client.rest()] == [Done] * count
+        assert service.get_session_info(KEY).version == before + count
+        service.unlink()
+
+
 # ---------------------------------------------------------------------------- what clients do wrong
 
 
