@@ -81,7 +81,6 @@ class Registry:
         dropped = self.table.resume(identity, visit)
         owners.replace(self.owners)
         self.owners = owners
-        self._control.count("dropped", len(dropped))
         return kept, dropped
 
     def revoke(self, gone: Any) -> None:  # noqa: ANN401 - stands where many things did
@@ -137,7 +136,13 @@ class Registry:
             _updated=created,
             _payload=packed,
         )
-        self.table.insert(session)
+        try:
+            self.table.insert(session)
+        except RecordTooLarge:
+            if request is None:
+                raise
+            # What fits without the id of its request must not fail for it.
+            return self.create(session_id, maps=maps, owner=owner, ttl=ttl, now=now)
         if deadline is not None:
             self._deadlines.set(session_id.int, deadline)
         if owner is not None:
@@ -247,10 +252,7 @@ class Registry:
     # ------------------------------------------------------------------ deadlines
 
     def next_turn(self) -> int | None:
-        """Return when the writer is to look after the registry by itself; 0 is at once.
-
-        It is where an owner is not watched yet, and else the next deadline.
-        """
+        """Return the next deadline, or 0, which is at once, where an owner is not watched yet."""
         return 0 if self.owners.arrived else self._deadlines.next()
 
     def next_deadline(self) -> int | None:

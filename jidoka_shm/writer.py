@@ -208,6 +208,9 @@ class TableWriter(SessionTable):
         self._repair_reach(reach)
         self._free = deque(np.flatnonzero(np.frombuffer(taken, np.uint8) == 0).tolist())
         seqlock.settle(self.change, version)
+        # Counted first: a kill in between leaves too many, and never a request that was carried
+        # out looking new.
+        self.control.count("dropped", len(unsound))
         for dropped in unsound:
             # A commit like any other, so that no reader keeps a list that still holds it.
             words = self.index.words

@@ -212,7 +212,12 @@ def stop_at_line(number: int, work: Callable[[], object], stop: Callable[[], obj
         entered.add(place)
         return line != "try:" and not leaves
 
-    do_traced(work, trace)
+    try:
+        do_traced(work, trace)
+    finally:
+        # The frame of a generator that an exception left behind would keep it, and all that it
+        # knows, where no garbage collection finds it.
+        entered.clear()
     return left <= 0
 
 

@@ -886,6 +886,22 @@ def test_an_end_that_fits_without_its_request_is_made(
         assert size >= registry.table.geometry.slot_size - 3
 
 
+@pytest.mark.parametrize(("room", "kept"), [(0, None), (_COST - 1, None), (_COST, REQUEST)])
+def test_a_creation_that_fits_without_its_request_is_made(
+    registry: Registry, room: int, kept: bytes | None
+) -> None:
+    _fill(registry, room)
+    fill = _get(registry, 1)
+    assert fill is not None
+    _create(registry, 2, metadata=fill.metadata, request=REQUEST)
+    made = _get(registry, 2)
+    assert made is not None
+    assert (made.metadata, made.payload().request) == (fill.metadata, kept)
+    with pytest.raises(RecordTooLarge):
+        _create(registry, 3, metadata={"fill": "x" * 600}, request=REQUEST)
+    assert _get(registry, 3) is None
+
+
 def test_an_update_that_does_not_fit_even_without_its_request_changes_nothing(
     registry: Registry,
 ) -> None:
