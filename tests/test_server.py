@@ -105,6 +105,29 @@ def test_a_thousand_requests_in_one_piece_are_answered_in_order(service: Session
         assert service.get_session_info(KEY).metadata == {"n": 999}
 
 
+def test_what_waits_for_its_turn_is_not_overwritten_by_what_others_send(
+    service: SessionManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = threading.Event()
+    # The loop waits in the first answer until both clients have sent all.
+    answer = service._serving._server.answer
+
+    def hold(request: object) -> object:
+        sent.wait()
+        return answer(request)
+
+    monkeypatch.setattr(service._serving._server, "answer", hold)
+    other = service.create_session()
+    with Wire(service) as one, Wire(service) as two:
+        for client, key in ((one, KEY), (two, other)):
+            client.send(*[wire.update(key, metadata={"n": number}) for number in range(1000)])
+        sent.set()
+        for client, key in ((one, KEY), (two, other)):
+            keys = {client.reply().record[:16] for _ in range(1000)}
+            assert keys == {key.bytes}
+            assert service.get_session_info(key).metadata == {"n": 999}
+
+
 def test_a_deadline_is_kept_beside_clients(service: SessionManager) -> None:
     with Wire(service) as client:
         client.ask(wire.terminate(KEY))
