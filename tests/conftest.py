@@ -48,9 +48,13 @@ def name() -> str:
 @pytest.fixture
 def registry(name: str) -> Iterator[str]:
     """A registry name of which nothing is left at the end, whoever made it."""
-    from host import objects_of, path_of  # noqa: PLC0415 - not before its asserts are rewritten
+    # Not before its assertions are rewritten.
+    from host import objects_of, path_of, processes_of  # noqa: PLC0415 - as said
 
     yield name
+    # A service that a client started is nobody's child.
+    for pid in processes_of(name):
+        os.kill(pid, signal.SIGKILL)
     for tail in objects_of(name):
         Path(f"{path_of(name)}{tail}").unlink()
 

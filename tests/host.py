@@ -142,6 +142,16 @@ def run_script(code: str, *arguments: object) -> str:
         return script.end()
 
 
+def processes_of(name: str) -> set[int]:
+    """Return the pids of the processes that were started with a name."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes().rstrip(b"\0").endswith(b"\0" + name.encode()):
+                found.add(int(path.parent.name))
+    return found
+
+
 # ---------------------------------------------------------------------------- shared memory
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
-from host import objects_of, path_of
+from host import objects_of, path_of, processes_of
 from supervised import COMMAND, LIMIT, ROOT, Place, Service
 from support import wait_until
 
@@ -443,8 +443,10 @@ def test_many_processes_that_start_one_get_the_same(place: Place, registry: str)
     made, pids = zip(*(out.split() for out, _ in said), strict=True)
     with SessionReader(registry) as reader:
         assert {str(session_id) for session_id in reader} == set(made)
-        (pid,) = set(pids)
-        os.kill(int(pid), signal.SIGTERM)
+        (pid,) = map(int, set(pids))
+        # One that is late to find the registry taken would be the next writer.
+        wait_until(lambda: processes_of(registry) == {pid})
+        os.kill(pid, signal.SIGTERM)
         # It is nobody's child here; what it closed has no writer.
         wait_until(lambda: not reader.writer_alive)
     with SessionManager(registry, wait=LIMIT) as manager:

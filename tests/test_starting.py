@@ -7,11 +7,10 @@ import signal
 import sys
 import threading
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from host import exit_code, forked, run_script
+from host import exit_code, forked, processes_of, run_script
 from support import wait_until
 
 from jidoka_shm import (
@@ -158,16 +157,6 @@ def test_of_many_that_are_started_at_once_one_stays(name: str) -> None:
     # The others end by themselves, and leave the one that has the registry to it.
     wait_until(lambda: processes_of(name) == {pid})
     assert writer_of(name) == pid
-
-
-def processes_of(name: str) -> set[int]:
-    """Return the pids of the processes that were started with a name."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            if path.read_bytes().rstrip(b"\0").endswith(b"\0" + name.encode()):
-                found.add(int(path.parent.name))
-    return found
 
 
 def test_a_living_writer_is_left_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
