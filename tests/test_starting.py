@@ -36,16 +36,16 @@ facts = {
     "open": [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
              if int(fd) > 2 and os.path.exists(f"/proc/self/fd/{fd}")],
 }
+# Before there is a thread, so that none takes it; one that comes early waits for sigwait.
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 try:
     manager = SessionManager(sys.argv[1], capacity=64, listen=True)
 except WriterAlreadyRunning:
     sys.exit(1)
 if not len(manager):
     manager.create_session(facts)
-# The reactor's thread has a mask of its own, and leaves signals to this one.
-signal.signal(signal.SIGTERM, lambda *_: manager.close() or sys.exit(0))
-while True:
-    signal.pause()
+signal.sigwait({signal.SIGTERM})
+manager.close()
 """
 
 
