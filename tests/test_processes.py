@@ -91,7 +91,7 @@ def test_a_commands_name_misleads_nobody(command: str) -> None:
         assert processes.own_identity() == me
         assert processes.is_alive(me) is True
     finally:
-        Path("/proc/self/comm").write_text(before)
+        Path("/proc/self/comm").write_text(before.removesuffix("\n"))
 
 
 def test_a_later_process_of_the_same_pid_is_not_taken_for_it(child: int) -> None:
