@@ -17,7 +17,11 @@ import jidoka_shm
 if TYPE_CHECKING:
     from typing import Self
 
-ROOT = Path(jidoka_shm.__file__).parents[1]
+#: Where the package under test is imported from: this folder, or where a wheel was installed.
+PACKAGES = Path(jidoka_shm.__file__).parents[1]
+
+#: This project's folder, with its documents.
+ROOT = Path(__file__).parents[1]
 
 #: The command, with warnings as errors.
 COMMAND = [sys.executable, "-W", "error", "-m", "jidoka_shm"]
@@ -33,7 +37,7 @@ class Place:
         self._directory = tempfile.TemporaryDirectory(prefix="jk")
         self.path = Path(self._directory.name)
         self.environment = os.environ | {
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(PACKAGES),
             "XDG_RUNTIME_DIR": str(self.path),
         }
         # What the process that runs the tests was given is no business of theirs.

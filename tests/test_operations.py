@@ -11,7 +11,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from supervised import ROOT
+from supervised import PACKAGES, ROOT
 
 from jidoka_shm.cli.serve import serve
 
@@ -91,7 +91,7 @@ def _lines_of(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _logged() -> set[tuple[str, str]]:
-    package = ROOT / "jidoka_shm"
+    package = PACKAGES / "jidoka_shm"
     # The module that gives others' warnings on has none of its own.
     paths = [path for path in package.rglob("*.py") if path != package / "logs.py"]
     return {line for path in paths for line in _lines_of(path)}
