@@ -39,6 +39,8 @@ class Place:
         self.environment = os.environ | {
             "PYTHONPATH": str(PACKAGES),
             "XDG_RUNTIME_DIR": str(self.path),
+            # As users have it: what is buffered at the end counts.
+            "PYTHONUNBUFFERED": "",
         }
         # What the process that runs the tests was given is no business of theirs.
         self.environment.pop("NOTIFY_SOCKET", None)

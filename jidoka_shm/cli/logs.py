@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 from jidoka_shm.errors import shown
 
@@ -25,11 +26,25 @@ def begin(level: str, *, as_json: bool) -> None:
         level: the least level that is written, one of ``LEVELS``.
         as_json: one JSON object a line.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = Lines(sys.stderr)
     handler.setFormatter(JsonLines() if as_json else TextLines())
     # The root's, so that what asyncio has to say comes in the same form.
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(capture=True)
+
+
+class Lines(logging.StreamHandler[Any]):
+    """Writes lines until nobody reads them any more."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        """Write nowhere from now on, where the other end of a pipe is closed."""
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+            return
+        # The line is in the stream's buffer still: Python would fail to write it once more at its
+        # end, and make that the status of a service that ended well.
+        with open(os.devnull, "wb") as nothing:  # noqa: PTH123 - a name of os's own
+            os.dup2(nothing.fileno(), self.stream.fileno(), inheritable=False)
 
 
 def _time(record: logging.LogRecord) -> str:
