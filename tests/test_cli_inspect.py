@@ -365,6 +365,34 @@ def test_list_prints_whole_lines(command: Command, manager: SessionManager) -> N
     assert json.loads(lines[3][5]) == {"a": "x" * 300}
 
 
+def test_what_is_dumped_beside_a_busy_writer_is_whole(name: str) -> None:
+    """D9: a dump reads each session as any reader does, and no bytes of a live store."""
+    with SessionManager(name, capacity=64) as manager:
+        ids = [manager.create_session({"a": 0, "b": 0}) for _ in range(40)]
+        for _ in range(3):
+            with subprocess.Popen(
+                [*COMMAND, "list", name, "--json"], env=ENVIRONMENT, stdout=subprocess.PIPE
+            ) as dump:
+                version = manager.version
+                while dump.poll() is None:
+                    for sid in ids:
+                        n = manager.version
+                        manager.update_session(sid, metadata={"a": n, "b": n})
+                assert dump.stdout is not None
+                listed = json.load(dump.stdout)
+            assert dump.returncode == 0
+            assert {UUID(one["session_id"]) for one in listed} == set(ids)
+            for one in listed:
+                # At its version, whatever it was overwritten with since.
+                assert one["metadata"] in (
+                    {"a": 0, "b": 0},
+                    {"a": one["version"] - 1, "b": one["version"] - 1},
+                )
+        assert version is not None
+        assert manager.version > version + len(ids)
+        manager.unlink()
+
+
 def test_list_shows_the_terminated_only_where_they_are_asked_for(
     command: Command, manager: SessionManager
 ) -> None:
