@@ -136,10 +136,10 @@ class Connection:
             self._send(data)
             if self.handed < len(data):
                 while self._sends and self.handed < len(data):
-                    count -= self._send_more(data, deadline, take)
+                    count -= self._send_more(data, count, deadline, take)
                 left = _left(deadline)
             if self._readable.poll(left * 1000):
-                count -= self._receive(take)
+                count -= self._receive(count, take)
         except OSError as error:
             raise _lost(error) from None
         if count:
@@ -155,7 +155,9 @@ class Connection:
             # What was answered before the service's end is still there to be read.
             self._sends = False
 
-    def _send_more(self, data: bytes, deadline: float, take: Callable[[Reply], None]) -> int:
+    def _send_more(
+        self, data: bytes, most: int, deadline: float, take: Callable[[Reply], None]
+    ) -> int:
         """Wait until there is something to read or room to send, and do it.
 
         Returns:
@@ -167,7 +169,7 @@ class Connection:
         if not events:
             raise TimeoutError
         if events & ~select.POLLOUT:
-            return self._receive(take)
+            return self._receive(most, take)
         self._send(memoryview(data)[self.handed :])
         return 0
 
@@ -177,15 +179,12 @@ class Connection:
             while count > 0:
                 if not self._readable.poll(_left(deadline) * 1000):
                     raise TimeoutError
-                count -= self._receive(take)
+                count -= self._receive(count, take)
         except OSError as error:
             raise _lost(error) from None
-        if count:
-            msg = "it answered what nobody asked"
-            raise Lost(msg)
 
-    def _receive(self, take: Callable[[Reply], None]) -> int:
-        """Receive once and return how many replies that completed."""
+    def _receive(self, most: int, take: Callable[[Reply], None]) -> int:
+        """Receive once and return how many replies that completed, of ``most`` that are due."""
         data = self._socket.recv(_CHUNK, _NO_WAIT)
         if not data:
             msg = "it ended the connection"
@@ -196,6 +195,10 @@ class Connection:
                 reply = decode_reply(frame)
                 if type(reply) is Refused:
                     raise Lost(reply.reason)
+                if count == most:
+                    # It would be taken for the next request's.
+                    msg = "it answered what nobody asked"
+                    raise Lost(msg)
                 take(reply)
                 count += 1
         except ProtocolError as error:

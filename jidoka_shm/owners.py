@@ -23,7 +23,8 @@ class Owners:
 
     Attributes:
         arrived: owners that came to have a key since they were last taken out of here.
-        departed: owners that have none any more. One that comes and goes is in neither.
+        departed: owners that lost their last key since then, though they may have arrived again.
+            One that comes and goes is in neither.
     """
 
     def __init__(self) -> None:
@@ -68,7 +69,8 @@ class Owners:
         group = self._groups.get(owner)
         if group is None:
             group = self._groups[owner] = _Group(owner, set())
-            _note(owner, self.arrived, self.departed)
+            # Of those that departed as well: it may have ended, and not be watched any more.
+            self.arrived.add(owner)
         group.keys.add(key)
         self._group_of[key] = group
 
@@ -77,12 +79,7 @@ class Owners:
         group.keys.discard(key)
         if not group.keys:
             del self._groups[group.owner]
-            _note(group.owner, self.departed, self.arrived)
-
-
-def _note(owner: Identity, into: set[Identity], opposite: set[Identity]) -> None:
-    """Note a change, or, where the opposite one has not been taken out yet, that there is none."""
-    if owner in opposite:
-        opposite.discard(owner)
-    else:
-        into.add(owner)
+            if group.owner in self.arrived:
+                self.arrived.discard(group.owner)
+            else:
+                self.departed.add(group.owner)

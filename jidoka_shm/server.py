@@ -150,7 +150,9 @@ class Server:
             self._endpoint.listener.close()
         for client in self._clients:
             client.forget()
-        _blank(self._endpoint.path)
+        # Before it listens no socket is bound to anything, and there are none of its clients.
+        if self._endpoint.path:
+            _blank(self._endpoint.path)
 
 
 def _blank(path: str) -> None:

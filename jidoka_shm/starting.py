@@ -23,7 +23,18 @@ if not os.fork():
 
 
 #: What the interpreter is given before the name. -P: where it runs is no place to import from.
-_SERVE: Final = ("-P", "-m", "jidoka_shm", "serve")
+#: A name may begin with a dash, and is no option then.
+_SERVE: Final = ("-P", "-m", "jidoka_shm", "serve", "--")
+
+#: What a service manager says to the process that it started, and to no other.
+_PRIVATE: Final = (
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    "LISTEN_PID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+)
 
 
 def start(name: str) -> None:
@@ -61,7 +72,7 @@ def _check_extra(name: str) -> None:
 
 def _environment() -> dict[str, str]:
     """Return this process's environment; what it says of places here is said in full."""
-    environment = dict(os.environ)
+    environment = {key: value for key, value in os.environ.items() if key not in _PRIVATE}
     path = environment.get("PYTHONPATH")
     if path:
         places = [os.path.abspath(place) for place in path.split(os.pathsep) if place]  # noqa: PTH100 - text in, text out

@@ -246,7 +246,7 @@ class SessionWrites(SessionReads):
         # Taken once: another thread's close sets it to None.
         serving = self._serving
         if serving is not None:
-            # Before anything is refused: what clients have sent by now is carried out.
+            # Before anything is refused: what has been read of clients is carried out.
             serving.stop(self._reactor)
         with self._lock:
             self._close_wanted = False

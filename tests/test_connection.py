@@ -108,7 +108,7 @@ def test_another_version_of_the_protocol_is_named(path: Path) -> None:
         (b"\x01\0\0\0\xc1", "not a message"),
         ((MAX_FRAME * 100).to_bytes(4, "little"), "is the limit"),
         (b"HTTP/1.1 400 Bad Request\r\n", "is the limit"),
-        (GREETING + DONE, "began with Done"),
+        (GREETING + DONE, "nobody asked"),
     ],
 )
 def test_what_is_no_greeting_ends_the_connection(path: Path, said: bytes, reason: str) -> None:
@@ -263,6 +263,21 @@ def test_what_is_no_reply_ends_the_connection(path: Path, said: bytes, reason: s
         connection = Connection(peer.path, soon())
         with pytest.raises(Lost, match=reason):
             exchange(connection)
+
+
+def test_no_reply_is_taken_that_is_not_due(path: Path) -> None:
+    """It would settle the request behind the one that it answers a second time."""
+
+    def serve(connection: socket.socket) -> None:
+        connection.recv(1 << 16)
+        connection.sendall(DONE + DONE)
+
+    taken: list[object] = []
+    with Peer(path, partial(greeted_by, serve)) as peer:
+        connection = Connection(peer.path, soon())
+        with pytest.raises(Lost, match="nobody asked"):
+            connection.exchange(REQUEST, 1, soon(), taken.append)
+    assert len(taken) == 1
 
 
 # ---------------------------------------------------------------------------- deadlines

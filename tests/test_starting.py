@@ -206,6 +206,31 @@ def test_what_cannot_be_run_is_said(
     assert executable in str(caught.value)
 
 
+@pytest.fixture
+def dashed(name: str) -> Iterator[str]:
+    """A name that begins as an option does."""
+    dashed = f"-{name}"
+    yield dashed
+    stop(dashed)
+    SessionManager(dashed).unlink()
+
+
+def test_a_name_may_begin_with_a_dash(dashed: str) -> None:
+    with SessionClient(dashed, timeout=60, start=True) as client:
+        assert client.create_session({"a": 1}) in client
+
+
+def test_a_service_has_nothing_to_say_to_its_starters_service_manager(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "@of-the-starter")
+    monkeypatch.setenv("WATCHDOG_USEC", "1")
+    monkeypatch.setenv("KEPT", "as it is")
+    environment = starting._environment()
+    assert environment["KEPT"] == "as it is"
+    assert not environment.keys() & {"NOTIFY_SOCKET", "WATCHDOG_USEC"}
+
+
 @pytest.mark.usefixtures("_stopped")
 def test_the_command_is_what_is_started(name: str) -> None:
     code = """

@@ -113,7 +113,8 @@ def _raise_descriptor_limit() -> None:
 
 
 def _serve(name: str, options: dict[str, Any]) -> int:
-    with _Signals() as signals, contextlib.suppress(_Stopped):
+    # In this order: a signal may come before the block has begun.
+    with contextlib.suppress(_Stopped), _Signals() as signals:
         with bad_values_are_wrong_usage():
             manager = _manager(name, options)
         # From here on a signal is waited for, and interrupts nothing.
