@@ -85,6 +85,8 @@ class Server:
         self._endpoint = endpoint
         self._max_clients = max_clients
         self._clients: set[Connection] = set()
+        #: Those that were refused as well, until their last bytes are gone.
+        self._open: set[Connection] = set()
         self._gone = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._uid = os.geteuid()
@@ -108,20 +110,23 @@ class Server:
             self._server.close()
         elif self._endpoint.listener is not None:
             self._endpoint.listener.close()
-        for client in list(self._clients):
+        for client in list(self._open):
             client.finish()
         deadline = asyncio.get_running_loop().time() + _LAST
-        while self._clients and asyncio.get_running_loop().time() < deadline:
+        while self._open and asyncio.get_running_loop().time() < deadline:
             self._gone.clear()
             try:
                 await asyncio.wait_for(self._gone.wait(), _LAST)
             except TimeoutError:
                 break
-        for client in list(self._clients):
+        for client in list(self._open):
             client.abort()
+        # The loop closes a socket in a call of its own, and may make none after this.
+        await asyncio.sleep(0)
 
     def admit(self, client: Connection, peer: socket.socket) -> str | None:
         """Count a client in; return why not, where it may not come."""
+        self._open.add(client)
         raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS)
         pid, uid, _ = memoryview(raw).cast("I")
         if uid != self._uid:
@@ -138,6 +143,7 @@ class Server:
     def dismiss(self, client: Connection) -> None:
         """Count a client out."""
         self._clients.discard(client)
+        self._open.discard(client)
         self._gone.set()
 
     def after_fork_in_child(self) -> None:
@@ -148,7 +154,7 @@ class Server:
         """
         if self._endpoint.listener is not None:
             self._endpoint.listener.close()
-        for client in self._clients:
+        for client in self._open:
             client.forget()
         # Before it listens no socket is bound to anything, and there are none of its clients.
         if self._endpoint.path:
