@@ -79,7 +79,8 @@ def known_ttl(ttl: int) -> int:
     Raises:
         ValueError: where it is 0 or beyond what any deadline may be.
     """
-    return _ttl(ttl / 1e9) and ttl
+    _ttl(ttl / 1e9)
+    return ttl
 
 
 def _owner(pid: object) -> Identity:

@@ -89,15 +89,12 @@ class OnceOnly:
             now: the time.
             fields: the rest of the session.
         """
-        known = self._known(self._judge_change, session_id, request, again)
-        if known is not None:
-            return known
-        try:
+
+        def make() -> Reply:
             self._registry.create(session_id, request=request, now=now, **fields)
-        except JidokaError as error:
-            self._remember_failure(request, again, error)
-            raise
-        return self._remember(request, _NO_RECORD)
+            return _NO_RECORD
+
+        return self._once(self._judge_change, session_id, request, again, make)
 
     def update(
         self,
@@ -109,15 +106,12 @@ class OnceOnly:
         **fields: Any,  # noqa: ANN401 - those of Registry.update
     ) -> Reply:
         """Update a session as ``Registry.update`` does; otherwise as ``create``."""
-        known = self._known(self._judge_change, session_id, request, again)
-        if known is not None:
-            return known
-        try:
+
+        def make() -> Reply:
             self._registry.update(session_id, request=request, now=now, **fields)
-        except JidokaError as error:
-            self._remember_failure(request, again, error)
-            raise
-        return self._remember(request, Done(self._registry.table.packed))
+            return Done(self._registry.table.packed)
+
+        return self._once(self._judge_change, session_id, request, again, make)
 
     def terminate(
         self,
@@ -129,15 +123,32 @@ class OnceOnly:
         error: str | None,
     ) -> Reply:
         """Terminate a session as ``Registry.terminate`` does; otherwise as ``create``."""
-        known = self._known(self._judge_end, session_id, request, again)
+
+        def make() -> Reply:
+            self._registry.terminate(session_id, request=request, error=error, now=now)
+            return _NO_RECORD
+
+        return self._once(self._judge_end, session_id, request, again, make)
+
+    def _once(
+        self,
+        judge: Judge,
+        session_id: UUID,
+        request: bytes,
+        again: Again | None,
+        make: Callable[[], Reply],
+    ) -> Reply:
+        known = self._known(judge, session_id, request, again)
         if known is not None:
             return known
         try:
-            self._registry.terminate(session_id, request=request, error=error, now=now)
-        except JidokaError as failure:
-            self._remember_failure(request, again, failure)
+            reply = make()
+        except JidokaError as error:
+            # A repeated request has an original that may still come, and then must not succeed.
+            if again is not None:
+                self._remember(request, pack_error(error))
             raise
-        return self._remember(request, _NO_RECORD)
+        return self._remember(request, reply)
 
     def _known(self, judge: Judge, session_id: UUID, request: bytes, again: Again | None) -> Known:
         """Return the answer to a request that is not to be carried out, or None."""
@@ -172,13 +183,7 @@ class OnceOnly:
 
     def _removed_since(self, again: Again) -> bool:
         """Return whether any session was removed since a request was first sent."""
-        counters = self._control.counters()
-        return counters["removed"] + counters["dropped"] != again.removed
-
-    def _remember_failure(self, request: bytes, again: Again | None, error: JidokaError) -> None:
-        # Only a repeated request has an original that may still come, and then must not succeed.
-        if again is not None:
-            self._remember(request, pack_error(error))
+        return self._control.removals != again.removed
 
     def _remember(self, request: bytes, reply: Reply) -> Reply:
         replies = self._replies

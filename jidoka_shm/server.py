@@ -88,6 +88,7 @@ class Server:
         #: Those that were refused as well, until their last bytes are gone.
         self._open: set[Connection] = set()
         self._gone = asyncio.Event()
+        self._is_ending = False
         self._server: asyncio.Server | None = None
         self._uid = os.geteuid()
         forks.register(self)
@@ -106,6 +107,7 @@ class Server:
 
         The listening socket is closed, whether ``start`` was called or not. May be repeated.
         """
+        self._is_ending = True
         if self._server is not None:
             self._server.close()
         elif self._endpoint.listener is not None:
@@ -127,6 +129,9 @@ class Server:
     def admit(self, client: Connection, peer: socket.socket) -> str | None:
         """Count a client in; return why not, where it may not come."""
         self._open.add(client)
+        if self._is_ending:
+            # One that was being accepted when the end began.
+            return "this service ends"
         raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS)
         pid, uid, _ = memoryview(raw).cast("I")
         if uid != self._uid:

@@ -160,17 +160,16 @@ class SessionWrites(SessionReads):
         finally:
             self._close_if_wanted()
 
-    def _expire(self) -> int | None:
-        """Do what is due and return the next deadline; called by the reactor."""
+    def _expire(self) -> None:
+        """Do what is due."""
         try:
             with self._lock:
                 try:
                     self._prepare()
                     self._expire_due()
                 except (RegistryClosed, ForkedHandle):
-                    return None
+                    return
                 self._interrupted = False
-                return self._registry.next_deadline()
         finally:
             self._close_if_wanted()
 

@@ -139,9 +139,9 @@ class Explorer:
         early and comes to the same place, so the late ones go first.
         """
         for start in reversed(range(len(self.states))):
-            todo: list[tuple[int, ...]] = [()]
-            while todo:
-                yield from self._run(start, todo.pop(), todo)
+            waiting: list[tuple[int, ...]] = [()]
+            while waiting:
+                yield from self._run(start, waiting.pop(), waiting)
 
     def schedules(self) -> int:
         """Return how many interleavings ``outcomes`` stood for."""
@@ -159,14 +159,14 @@ class Explorer:
         return counts[self._starts[0]]
 
     def _run(
-        self, start: int, schedule: tuple[int, ...], todo: list[tuple[int, ...]]
+        self, start: int, schedule: tuple[int, ...], waiting: list[tuple[int, ...]]
     ) -> Iterator[Outcome]:
         """Run the reader from a state on.
 
         Args:
             start: which state it begins at.
             schedule: before which of its loads the writer goes on, as often as they are named.
-            todo: where schedules that go on from this one are put.
+            waiting: where schedules that go on from this one are put.
         """
         pending = list(schedule)
         position, at = start, 0
@@ -204,7 +204,7 @@ class Explorer:
                     if at == 0:
                         self._starts[position] = key
                     elif position + 1 < len(self.states):
-                        todo.append((*schedule, at))
+                        waiting.append((*schedule, at))
                 at += 1
             return step
 

@@ -784,6 +784,26 @@ def test_a_killed_parent_is_seen_by_every_client_although_its_child_sleeps_on(na
         script.close_input()
 
 
+def test_a_client_that_is_accepted_while_the_service_ends_gets_its_end_too(name: str) -> None:
+    here, there = socket.socketpair()
+    with SessionManager(name, capacity=4, listen=True) as service, here:
+        serving = service._serving._server
+        stop = serving.stop
+
+        async def accept_late() -> None:
+            await stop()
+            loop = asyncio.get_running_loop()
+            late = loop.connect_accepted_socket(lambda: server.Connection(serving), there)
+            kept.append(loop.create_task(late))
+
+        kept: list[asyncio.Task] = []
+        service._reactor.at_end(accept_late)
+        service.unlink()
+        here.settimeout(30)
+        said = b"".join(iter(lambda: here.recv(4096), b""))
+        assert said == encode(Refused("this service ends"))
+
+
 def test_a_start_that_fails_takes_no_socket_from_a_later_child(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
