@@ -50,7 +50,7 @@ class Endpoint:
             RegistryForbidden: where the directory belongs to another user.
             OSError: where the kernel refuses.
         """
-        path = _path(self._name)
+        path = path_of(self._name)
         _make_private(path.parent)
         # A predecessor's; it is dead, since the lock is ours.
         path.unlink(missing_ok=True)
@@ -78,7 +78,7 @@ def _mark(path: Path) -> tuple[int, int]:
     return found.st_ino, found.st_mtime_ns
 
 
-def _path(name: str) -> Path:
+def path_of(name: str) -> Path:
     """Return the path of a registry's socket.
 
     It tells registries of one name in different /dev/shm apart, as containers with a common

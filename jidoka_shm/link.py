@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 #: Connections that are kept while no call needs them.
 _KEPT: Final = 8
 
-#: How long a writer that lives may take to say where it listens, in seconds: one that has just
-#: taken over is not that far yet.
+#: How long a writer that lives must be without a place where it listens before it is taken for one
+#: that never does, in seconds. One that will listen says where before it says who it is; one that
+#: ends has none for a moment.
 _GRACE: Final = 0.1
 
 #: Pauses between two looks at what is not there yet, in seconds: the first, and the longest.
@@ -73,6 +74,12 @@ class Link:
                 return connection
         return _Search(self._name, reader, deadline, start=self._start).connection()
 
+    def await_started(self, reader: SessionReads, deadline: float) -> None:
+        """Connect to a service that was started a moment ago; otherwise as ``take``."""
+        search = _Search(self._name, reader, deadline, start=False)
+        search.has_started()
+        self.give(search.connection())
+
     def give(self, connection: Connection) -> None:
         """Take back a connection whose replies are all there."""
         if len(self._idle) < _KEPT:
@@ -101,6 +108,11 @@ class _Search:
         self._started = False
         self._silent_since: float | None = None
         self._reason: str | None = None
+
+    def has_started(self) -> None:
+        """Wait for a writer where none lives: a service was started."""
+        self._started = True
+        self._reason = starting.silence_of(self._name)
 
     def connection(self) -> Connection:
         """Return a new connection; otherwise as ``Link.take``."""
@@ -150,15 +162,14 @@ class _Search:
             self._silent_since = None
         elif self._silent_since is None:
             self._silent_since = now
-        elif now - self._silent_since > _GRACE and not self._started:
+        elif now - self._silent_since > _GRACE:
             raise WriterUnavailable(self._name, reason=_SILENT)
 
     def _start_one(self) -> None:
         if not self._may_start:
             raise WriterUnavailable(self._name)
-        starting.start(self._name)
-        self._started = True
-        self._reason = f"`jidoka-shm serve {self._name}` was started and does not answer"
+        starting.start(self._name, self._deadline)
+        self.has_started()
 
 
 def _view_of(reader: SessionReads) -> Attachment:

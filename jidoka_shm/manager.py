@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from msgspec import UNSET, UnsetType
 
-from . import changes, forks, ownership, processes
+from . import changes, endpoint, forks, ownership, processes
 from .arguments import check_flag, check_mode, check_seconds, check_whole, parse_session_id
 from .attachment import Attachment
 from .errors import RegistryClosed
@@ -87,13 +87,21 @@ class SessionManager(SessionWrites):
         listen, wait = check_flag("listen", listen), check_seconds("wait", wait)
         max_clients = check_whole("max_clients", max_clients)
         self._lock = threading.RLock()
+        path = str(endpoint.path_of(self._name)) if listen else None
         self._own, memory, header, found = ownership.claim(
-            self._name, geometry, processes.own_identity(), mode=mode, fresh=fresh, wait=wait
+            self._name,
+            geometry,
+            processes.own_identity(),
+            path=path,
+            mode=mode,
+            fresh=fresh,
+            wait=wait,
         )
         with contextlib.ExitStack() as undo:
             undo.callback(self._own.release)
             if not found:
                 undo.callback(self._own.destroy)
+            undo.callback(self._own.control.publish_socket, None)
             self._instance = header.instance
             table = TableWriter(memory, self._own.control, header.geometry)
             self._registry = Registry(table, self._own.control, cleanup_delay=delay)
@@ -111,8 +119,6 @@ class SessionManager(SessionWrites):
                 watches=self._watches,
             )
             undo.callback(self._reactor.stop)
-            # A predecessor's, who is dead.
-            self._own.control.publish_socket(None)
             if listen:
                 self._serving = self._make_serving(max_clients)
                 # First, so that an interrupt at any line of its start leaves no socket behind.

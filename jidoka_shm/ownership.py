@@ -83,7 +83,9 @@ class Ownership:
 
     # ------------------------------------------------------------------ tables
 
-    def create_table(self, geometry: Geometry, writer: Identity) -> tuple[Memory, TableHeader]:
+    def create_table(
+        self, geometry: Geometry, writer: Identity, path: str | None
+    ) -> tuple[Memory, TableHeader]:
         """Make the registry's first table, then its control complete: readers may attach."""
         segment.set_mode(self._lock.descriptor, self._mode)
         self.control.clear()
@@ -103,6 +105,7 @@ class Ownership:
             raise
         header.store(memory)
         self.control.initialize(header.instance, header.generation, writer)
+        self.control.publish_socket(path)
         self.control.complete()
         self._table = handle
         return memory, header
@@ -230,7 +233,14 @@ def _index(memory: Memory, geometry: Geometry) -> tuple[seqlock.Words, memoryvie
 
 
 def claim(  # noqa: PLR0913 - a manager's own options
-    name: str, geometry: Geometry, writer: Identity, *, mode: int, fresh: bool, wait: float
+    name: str,
+    geometry: Geometry,
+    writer: Identity,
+    *,
+    path: str | None,
+    mode: int,
+    fresh: bool,
+    wait: float,
 ) -> tuple[Ownership, Memory, TableHeader, bool]:
     """Become the writer of a registry, making it where there is none.
 
@@ -238,6 +248,8 @@ def claim(  # noqa: PLR0913 - a manager's own options
         name: the registry's name.
         geometry: the sizes of a new one; one that is there keeps its own.
         writer: this process, published as the writer of a new one.
+        path: where the writer is going to listen; None where it is not. It is published before
+            the writer is, so that no client takes one that is not that far for one that never is.
         mode: the mode of its objects.
         fresh: discard what is there, whatever it is.
         wait: how long to wait for a living writer to end, in seconds.
@@ -256,9 +268,10 @@ def claim(  # noqa: PLR0913 - a manager's own options
         try:
             own = Ownership(lock, mode=mode)
             if not own.control.is_complete():
-                return own, *own.create_table(geometry, writer), False
+                return own, *own.create_table(geometry, writer, path), False
             opened = None if fresh else own.open_table()
             if opened is not None:
+                own.control.publish_socket(path)
                 return own, *opened, True
             own.destroy()
         except BaseException:

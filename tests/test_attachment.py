@@ -52,7 +52,9 @@ def _unlinked(name: str) -> Iterator[None]:
 
 def _make(name: str, *, fresh: bool = False) -> TableHeader:
     """Make a registry, as of a writer that is gone, and return its table's header."""
-    own, _, header, _ = ownership.claim(name, GEOMETRY, ME, mode=0o600, fresh=fresh, wait=0)
+    own, _, header, _ = ownership.claim(
+        name, GEOMETRY, ME, path=None, mode=0o600, fresh=fresh, wait=0
+    )
     own.release()
     return header
 
@@ -327,7 +329,7 @@ def test_what_this_user_may_not_read_is_forbidden(name: str, generation: int | N
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_another_user_may_read_what_lets_others_read(name: str) -> None:
-    own, *_ = ownership.claim(name, GEOMETRY, ME, mode=0o644, fresh=False, wait=0)
+    own, *_ = ownership.claim(name, GEOMETRY, ME, path=None, mode=0o644, fresh=False, wait=0)
     own.release()
 
     def read() -> None:

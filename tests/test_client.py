@@ -34,8 +34,12 @@ from jidoka_shm import (
     SessionStatus,
     VersionConflict,
     WriterUnavailable,
+    link,
 )
+from jidoka_shm.connection import Connection
 from jidoka_shm.protocol import PROTOCOL_VERSION, Done, Failed, Hello, Refused, Unknown, pack_error
+from jidoka_shm.serving import Serving
+from jidoka_shm.writer import TableWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -311,6 +315,89 @@ def test_a_writer_that_does_not_listen_is_said_to(manager: SessionManager) -> No
         assert "listen=True" in str(caught.value)
         assert not caught.value.outcome_unknown
         assert client[sid].status == "initializing"
+
+
+#: Where a manager that is going to listen may be held up: a new one, and one that takes over.
+_SLOW: dict[str, tuple[Any, str]] = {
+    "made": (SessionManager, "_make_serving"),
+    "read": (TableWriter, "_survey"),
+    "taken over": (SessionManager, "_reclaim_left"),
+    "about to listen": (Serving, "start"),
+}
+
+
+@pytest.mark.parametrize("place", _SLOW)
+def test_a_writer_that_is_not_ready_to_listen_is_waited_for(
+    name: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slowly it takes over; nor is one that closed before it any different."""
+    owner, method = _SLOW[place]
+    if place != "made":
+        SessionManager(name, capacity=64).close()
+    waits, goes_on = threading.Event(), threading.Event()
+    work = getattr(owner, method)
+
+    def wait(*arguments: object) -> object:
+        waits.set()
+        assert goes_on.wait(30)
+        return work(*arguments)
+
+    tries = 0
+
+    def connect(path: str, deadline: float) -> Connection:
+        nonlocal tries
+        tries += 1
+        if tries == 5:
+            goes_on.set()
+        return Connection(path, deadline)
+
+    monkeypatch.setattr(owner, method, wait)
+    monkeypatch.setattr(link, "Connection", connect)
+    # The next look of one that takes silence for an answer is the last.
+    monkeypatch.setattr(link, "_GRACE", -1)
+    made: list[SessionManager] = []
+    thread = threading.Thread(
+        target=lambda: made.append(SessionManager(name, capacity=64, listen=True))
+    )
+    thread.start()
+    try:
+        assert waits.wait(30)
+        with SessionClient(name, timeout=60) as client:
+            client.create_session()
+    finally:
+        goes_on.set()
+        thread.join()
+        with made[0] as manager:
+            found = len(manager)
+            manager.unlink()
+    assert found == 1
+
+
+def test_a_writer_that_will_not_listen_is_known_while_it_takes_over(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although the one before it was killed, and left the place where it listened."""
+
+    def die() -> None:
+        manager = SessionManager(name, capacity=64, listen=True)
+        os.kill(manager._own.control.writer().pid, signal.SIGKILL)
+
+    assert in_child(die) == -signal.SIGKILL
+    reasons: list[str | None] = []
+    work = SessionManager._reclaim_left
+
+    def ask(manager: SessionManager) -> None:
+        with SessionClient(name, timeout=60) as client:
+            with taking_less_than(AT_ONCE), pytest.raises(WriterUnavailable) as caught:
+                client.create_session()
+            assert not caught.value.outcome_unknown
+            reasons.append(caught.value.reason)
+        work(manager)
+
+    monkeypatch.setattr(SessionManager, "_reclaim_left", ask)
+    SessionManager(name).unlink()
+    assert len(reasons) == 1
+    assert "listen=True" in str(reasons)
 
 
 @pytest.mark.usefixtures("_removed")

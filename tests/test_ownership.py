@@ -66,7 +66,7 @@ def _unlinked(name: str) -> Iterator[None]:
 
 
 def _claim(name: str, *, fresh: bool = False, mode: int = 0o600, by: Identity = ME) -> Claimed:
-    return ownership.claim(name, GEOMETRY, by, mode=mode, fresh=fresh, wait=0)
+    return ownership.claim(name, GEOMETRY, by, path=None, mode=mode, fresh=fresh, wait=0)
 
 
 def _make(name: str) -> TableHeader:
@@ -145,7 +145,7 @@ def test_what_a_writer_left_is_taken_over_as_it_is(name: str) -> None:
     _index(memory)[3] = 1 << 40
     own.release()
     larger = Geometry.for_capacity(100, 256)
-    again = ownership.claim(name, larger, ME, mode=0o600, fresh=False, wait=0)
+    again = ownership.claim(name, larger, ME, path=None, mode=0o600, fresh=False, wait=0)
     assert again[3]
     assert again[2] == header
     assert _index(again[1])[3] == 1 << 40

@@ -808,7 +808,7 @@ def test_a_start_that_fails_takes_no_socket_from_a_later_child(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A socket without a name is bound to nothing, and so to no service."""
-    monkeypatch.setattr(endpoint_module, "_path", lambda _: tmp_path / "a file" / "socket")
+    monkeypatch.setattr(endpoint_module, "path_of", lambda _: tmp_path / "a file" / "socket")
     (tmp_path / "a file").write_text("")
     with pytest.raises(RegistryForbidden) as kept:
         SessionManager(name, capacity=4, listen=True)
