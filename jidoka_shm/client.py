@@ -54,8 +54,9 @@ class SessionClient(SessionReader):
             timeout: how long a call may take, in seconds: this one, and each change.
             cache_size: how many look-ups to keep; 0 keeps none.
             start: whether to start ``jidoka-shm serve NAME``, detached, where no writer lives:
-                here, waiting until it answers, and at a change. It goes on when this process ends.
-                It needs the extra ``cli``.
+                here, waiting until it answers, and at a change. It goes on when this process ends,
+                unless what ends with this one is a unit of systemd or a container: they end
+                whatever was started in them. It needs the extra ``cli``.
 
         Raises:
             RegistryNotFound: where no registry is there in time.
@@ -67,15 +68,21 @@ class SessionClient(SessionReader):
         self._link = Link(check_name(name), start=start)
         deadline = time.monotonic() + check_seconds("timeout", timeout)
         check_whole("cache_size", cache_size)
-        if start and not _is_there(name):
-            starting.start(name)
+        started = start and not _is_there(name, 0)
+        if started:
+            starting.start(name, deadline)
+            if not _is_there(name, max(0.0, deadline - time.monotonic())):
+                raise WriterUnavailable(name, reason=starting.silence_of(name))
         super().__init__(name, timeout=timeout, cache_size=cache_size)
         if start:
-            self._await_service(deadline)
+            self._await_service(deadline, started=started)
 
-    def _await_service(self, deadline: float) -> None:
+    def _await_service(self, deadline: float, *, started: bool) -> None:
         try:
-            self._link.give(self._link.take(self, deadline))
+            if started:
+                self._link.await_started(self, deadline)
+            else:
+                self._link.give(self._link.take(self, deadline))
         except TimeoutError as error:
             reason = str(error) or f"no answer within {self._options.timeout:g} s"
             raise WriterUnavailable(self._name, reason=reason) from None
@@ -203,10 +210,10 @@ class SessionClient(SessionReader):
         return f"SessionClient({self._name!r}, {self._summary()})"
 
 
-def _is_there(name: str) -> bool:
-    """Return whether there is a registry to attach to."""
+def _is_there(name: str, timeout: float) -> bool:
+    """Return whether there is a registry to attach to, after so many seconds at most."""
     try:
-        attach(name, ReadOptions(timeout=0, cache_size=0, verify=False))
+        attach(name, ReadOptions(timeout=timeout, cache_size=0, verify=False))
     except RegistryNotFound:
         return False
     return True

@@ -1,6 +1,8 @@
 """Starting a service where no writer lives: a process of its own that outlives this one.
 
-Of many that are started at once the registry's lock lets one stay; the others end by themselves.
+It does not outlive the unit of systemd or the container that this one is in: no process can leave
+those by itself. Of many that are started at once the registry's lock lets one stay; the others end
+by themselves.
 """
 
 from __future__ import annotations
@@ -8,6 +10,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from importlib.util import find_spec
 from typing import Final
 
 from .errors import WriterUnavailable
@@ -37,8 +41,22 @@ _PRIVATE: Final = (
 )
 
 
-def start(name: str) -> None:
+def command_of(name: str) -> str:
+    """Return what to type to start the service of a registry."""
+    return f"jidoka-shm serve {'-- ' if name.startswith('-') else ''}{name}"
+
+
+def silence_of(name: str) -> str:
+    """Return what to say of a service that was started and cannot be reached."""
+    return f"`{command_of(name)}` was started and does not answer: run it to see why"
+
+
+def start(name: str, deadline: float) -> None:
     """Start the service of a registry, detached; it need not answer yet on return.
+
+    Args:
+        name: the registry's name.
+        deadline: until when it must be started, by the monotonic clock in seconds.
 
     Raises:
         WriterUnavailable: where it cannot be started, naming why.
@@ -54,20 +72,29 @@ def start(name: str) -> None:
             cwd="/",
             env=_environment(),
             start_new_session=True,
+            timeout=max(0.0, deadline - time.monotonic()),
             check=True,
         )
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = f"its service cannot be started: {error}"
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = f"its service cannot be started: {_why(error)}"
         raise WriterUnavailable(name, reason=reason) from error
 
 
+def _why(error: OSError | subprocess.SubprocessError) -> str:
+    """Return what kept the service from being started, without the program that was run."""
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"{sys.executable} did not do it in time"
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"{sys.executable} ended with status {error.returncode}"
+    return str(error)
+
+
 def _check_extra(name: str) -> None:
-    try:
-        import click  # noqa: F401, PLC0415 - only what is about to start the command needs it
-        import rich  # noqa: F401, PLC0415 - as above
-    except ModuleNotFoundError as error:
-        reason = f"start=True needs {error.name}: pip install 'jidoka-shm[cli]'"
-        raise WriterUnavailable(name, reason=reason) from None
+    # Not imported: this process has no use for them.
+    for library in ("click", "rich"):
+        if find_spec(library) is None:
+            reason = f"start=True needs {library}: pip install 'jidoka-shm[cli]'"
+            raise WriterUnavailable(name, reason=reason)
 
 
 def _environment() -> dict[str, str]:

@@ -232,6 +232,11 @@ def test_a_writer_that_does_not_listen_is_status_3(command: Command, name: str) 
         manager.unlink()
 
 
+def test_a_command_to_type_takes_a_name_that_begins_as_an_option_does() -> None:
+    assert "'jidoka-shm serve -- -n'" in failures.end_of(WriterUnavailable("-n"))[1]
+    assert "'jidoka-shm serve n-'" in failures.end_of(WriterUnavailable("n-"))[1]
+
+
 def test_a_change_whose_outcome_is_unknown_says_so() -> None:
     code, text = failures.end_of(WriterUnavailable("n", outcome_unknown=True))
     assert code == 3

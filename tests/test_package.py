@@ -261,7 +261,9 @@ def test_nothing_is_unpickled_or_evaluated(module: str) -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     }
     assert not called & {"eval", "exec", "compile", "__import__"}
-    assert ("importlib" in outside) == (module == "__init__")
+    # What is imported by a name is this package's own; what may be started is only looked for.
+    assert "importlib" not in outside or module in {"__init__", "starting"}
+    assert "import_module" not in _names(module) or module == "__init__"
 
 
 @pytest.mark.parametrize("module", SOURCES)

@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import threading
-from contextlib import suppress
+import time
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,6 +24,10 @@ from jidoka_shm import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+#: How long a call that fails at once may take, in seconds: less than any timeout here.
+AT_ONCE = 3.0
 
 #: A service in the command's place, for the tests of how it is started. Its one session says how
 #: its process is.
@@ -63,6 +68,14 @@ def stop(name: str) -> None:
         if pid is not None:
             os.kill(pid, signal.SIGTERM)
             wait_until(lambda: writer_of(name) is None)
+
+
+@contextmanager
+def taking_less_than(seconds: float) -> Iterator[None]:
+    """Fail where a call waits that must not wait; a busy machine is allowed for."""
+    begin = time.monotonic()
+    yield
+    assert time.monotonic() - begin < seconds
 
 
 @pytest.fixture
@@ -159,6 +172,16 @@ def test_of_many_that_are_started_at_once_one_stays(name: str) -> None:
     assert writer_of(name) == pid
 
 
+@pytest.fixture
+def dashed(name: str) -> Iterator[str]:
+    """A name that begins as an option does."""
+    dashed = f"-{name}"
+    yield dashed
+    stop(dashed)
+    with SessionManager(dashed, wait=60) as manager:
+        manager.unlink()
+
+
 def test_a_living_writer_is_left_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[str] = []
     monkeypatch.setattr(starting, "start", started.append)
@@ -186,6 +209,54 @@ def test_a_service_that_does_not_come_is_given_up(
         manager.unlink()
 
 
+def test_a_service_that_makes_no_registry_is_given_up(
+    dashed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No registry is no reason: that one could not be started is."""
+    monkeypatch.setattr(starting, "_SERVE", ("-c", ""))
+    with taking_less_than(AT_ONCE), pytest.raises(WriterUnavailable) as caught:
+        SessionClient(dashed, timeout=0.3, start=True)
+    assert f"`jidoka-shm serve -- {dashed}` was started and does not answer" in str(caught.value)
+
+
+def test_a_service_that_ends_is_started_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no registry, and where it left one without a writer."""
+    started: list[str] = []
+
+    def start(which: str, _: float) -> None:
+        started.append(which)
+        SessionManager(which).close()
+
+    monkeypatch.setattr(starting, "start", start)
+    for count in (1, 2):
+        with pytest.raises(WriterUnavailable, match="was started and does not answer"):
+            SessionClient(name, timeout=0.3, start=True)
+        assert started == [name] * count
+    SessionManager(name).unlink()
+
+
+def test_what_starts_it_is_waited_for_no_longer_than_timeout(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\nexec sleep 600\n")
+    slow.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(slow))
+    with taking_less_than(AT_ONCE), pytest.raises(WriterUnavailable) as caught:
+        SessionClient(name, timeout=0.2, start=True)
+    assert caught.value.reason == f"its service cannot be started: {slow} did not do it in time"
+
+
+def test_looking_for_the_extra_loads_nothing_of_it() -> None:
+    code = """
+        import sys
+        from jidoka_shm import starting
+        starting._check_extra("n")
+        print({"click", "rich"} & set(sys.modules))
+    """
+    assert run_script(code) == "set()\n"
+
+
 @pytest.mark.parametrize("library", ["click", "rich"])
 def test_without_the_extra_it_says_what_to_install(
     name: str, monkeypatch: pytest.MonkeyPatch, library: str
@@ -204,15 +275,8 @@ def test_what_cannot_be_run_is_said(
     with pytest.raises(WriterUnavailable, match="cannot be started") as caught:
         SessionClient(name, start=True)
     assert executable in str(caught.value)
-
-
-@pytest.fixture
-def dashed(name: str) -> Iterator[str]:
-    """A name that begins as an option does."""
-    dashed = f"-{name}"
-    yield dashed
-    stop(dashed)
-    SessionManager(dashed).unlink()
+    # And not the whole of what was run.
+    assert len(str(caught.value)) < 300
 
 
 def test_a_name_may_begin_with_a_dash(dashed: str) -> None:

@@ -26,6 +26,7 @@ from jidoka_shm.errors import (
     WriterAlreadyRunning,
     WriterUnavailable,
 )
+from jidoka_shm.starting import command_of
 
 from .output import escape
 
@@ -113,7 +114,7 @@ def end_of(error: Exception) -> tuple[int, str]:
 def _absence(error: RegistryNotFound | RegistryClosed | WriterUnavailable) -> str:
     if not isinstance(error, WriterUnavailable):
         return f"no registry {error.name!r}"
-    why = error.reason or f"start one with '{PROGRAM} serve'"
+    why = error.reason or f"start one with '{command_of(error.name)}'"
     tail = "; the change may or may not have been made" if error.outcome_unknown else ""
     return f"registry {error.name!r} has no writer that answers: {why}{tail}"
 
