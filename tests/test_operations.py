@@ -48,7 +48,8 @@ def test_the_unit_leaves_the_shared_memory_alone() -> None:
     assert "DynamicUser" not in service
     directory = service["RuntimeDirectory"]
     assert directory == "jidoka_shm"
-    assert service["Environment"] == "XDG_RUNTIME_DIR=%t"
+    # A directory of the user's own; /run is not, and would be passed over for one in /tmp.
+    assert service["Environment"] == f"XDG_RUNTIME_DIR=%t/{directory}"
     assert (service["RuntimeDirectoryMode"], service["RuntimeDirectoryPreserve"]) == ("0700", "yes")
 
 
