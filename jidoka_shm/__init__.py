@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .client import SessionClient
     from .errors import (
         CorruptRegistry,
+        DirectoryForbidden,
         ForkedHandle,
         FormatMismatch,
         IllegalTransition,
@@ -60,6 +61,7 @@ _HOMES = {
 
 __all__ = [
     "CorruptRegistry",
+    "DirectoryForbidden",
     "ForkedHandle",
     "FormatMismatch",
     "IllegalTransition",

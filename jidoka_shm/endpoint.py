@@ -1,8 +1,9 @@
 """Where the service listens: a socket of this user, in a directory that nobody else can enter.
 
 The directory is in the user's runtime directory. Where there is none that can be used (its path is
-relative or no text, other users may replace what is in it, or a socket's path, 108 bytes on Linux,
-cannot hold it), one in /tmp takes its place, made and checked alike.
+relative or no text, other users may replace what is in it, this one may not make it, or a socket's
+path, 108 bytes on Linux, cannot hold it), one in /tmp takes its place, made and checked alike.
+There any user may make it first: then no service starts, until XDG_RUNTIME_DIR names another place.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from typing import Final
 
 from platformdirs import user_runtime_path
 
-from .errors import RegistryForbidden
+from .errors import DirectoryForbidden
 
 #: Bytes of a path that the kernel takes (unix(7): sun_path), less the zero at its end.
 _LONGEST: Final = 107
 
 #: Connections that the kernel keeps until the service accepts them.
-_BACKLOG: Final = 128
+BACKLOG: Final = 128
 
 
 class Endpoint:
@@ -47,7 +48,7 @@ class Endpoint:
         However this ends, ``withdraw`` removes what it left, and a ``listener`` is to be closed.
 
         Raises:
-            RegistryForbidden: where the directory belongs to another user.
+            DirectoryForbidden: where the directory belongs to another user.
             OSError: where the kernel refuses.
         """
         path = path_of(self._name)
@@ -60,7 +61,7 @@ class Endpoint:
         self.listener.bind(self.path)
         path.chmod(0o600)
         self._made = _mark(path)
-        self.listener.listen(_BACKLOG)
+        self.listener.listen(BACKLOG)
         return self.listener
 
     def withdraw(self) -> None:
@@ -109,20 +110,25 @@ def _is_usable(path: Path) -> bool:
     # Whoever may rename what is in it could put a directory of his own in the place of ours.
     found = path.parent.parent.stat()
     is_shared = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
-    return found.st_uid in {0, os.geteuid()} and not is_shared
+    if is_shared or found.st_uid not in {0, os.geteuid()}:
+        return False
+    # Made for this user, as systemd does in /run, or to be made.
+    may_write = os.access(path.parent.parent, os.W_OK | os.X_OK, effective_ids=True)
+    return may_write or path.parent.exists()
 
 
 def _make_private(directory: Path) -> None:
     """Make a directory that only this user can enter, or see that it is one.
 
     Raises:
-        RegistryForbidden: where it is not this user's, or is no directory.
+        DirectoryForbidden: where it is not this user's, or is no directory.
     """
     with contextlib.suppress(FileExistsError):
         directory.mkdir(mode=0o700)
     # Not followed: a link may lead into a directory that another user reads.
     found = directory.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise RegistryForbidden(str(directory), found.st_uid)
+    is_directory = stat.S_ISDIR(found.st_mode)
+    if not is_directory or found.st_uid != os.geteuid():
+        raise DirectoryForbidden(str(directory), found.st_uid if is_directory else None)
     if stat.S_IMODE(found.st_mode) != 0o700:  # noqa: PLR2004 - a mode
         directory.chmod(0o700)

@@ -18,6 +18,7 @@
     |-- WriterUnavailable (ConnectionError)    no writer answers
     |-- OwnerNotAlive (ValueError)             the owner process is gone already
     |-- RegistryForbidden (PermissionError)    it belongs to another user
+    |-- DirectoryForbidden (PermissionError)   the service's directory is not this user's
     |-- UnsupportedPlatform (OSError)          not Linux
     |-- ForkedHandle                           a manager belongs to the process that made it
     |-- ReentrantCall (RuntimeError)           a call from inside one of the manager's own
@@ -314,7 +315,7 @@ class WriterUnavailable(JidokaError, ConnectionError):
     def __str__(self) -> str:
         what = f"has no writer that answers ({self.reason})" if self.reason else "has no writer"
         tail = "; the change may or may not have been made" if self.outcome_unknown else ""
-        return f"registry {self.name!r} {what}: reads go on, changes wait for one{tail}"
+        return f"registry {self.name!r} {what}: reads go on, changes fail until there is one{tail}"
 
 
 @dataclass(eq=False, repr=False)
@@ -352,6 +353,31 @@ class RegistryForbidden(JidokaError, PermissionError):
         return (
             f"registry {self.name!r} belongs to {owner}: choose another name, or have its owner "
             "make it with mode=0o640 or 0o644 to be read"
+        )
+
+
+@dataclass(eq=False, repr=False)
+class DirectoryForbidden(JidokaError, PermissionError):
+    """What bears the name of the directory for the service's socket is not this user's directory.
+
+    Attributes:
+        directory: its path.
+        uid: its owner's uid; None where it is no directory.
+    """
+
+    directory: str
+    uid: int | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.errno = errno.EACCES
+
+    def __str__(self) -> str:
+        owner = f"belongs to the user with uid {self.uid}"
+        what = "is no directory" if self.uid is None else owner
+        return (
+            f"a service cannot listen in {self.directory}, which {what}: have it removed, or set "
+            "XDG_RUNTIME_DIR to a directory of this user with mode 0700"
         )
 
 

@@ -76,6 +76,7 @@ class SessionManager(SessionWrites):
             RegistryFull: where /dev/shm has no room.
             RegistryForbidden, FormatMismatch, CorruptRegistry: where what is there cannot be
                 taken over; ``fresh=True`` discards the last two.
+            DirectoryForbidden, OSError: where it cannot ``listen``.
             InvalidName, ValueError, TypeError: for an argument that cannot be.
         """
         self._name = check_name(name)

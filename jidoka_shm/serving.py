@@ -64,7 +64,7 @@ class Serving:
             reactor: the loop that answers.
 
         Raises:
-            RegistryForbidden, OSError: where there can be no socket.
+            DirectoryForbidden, OSError: where there can be no socket.
         """
         # First: it closes the socket, which the loop must not find closed by another thread.
         reactor.at_end(self._server.stop)

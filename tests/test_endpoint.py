@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
 import stat
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import platformdirs
 import pytest
-from host import in_child
+from host import in_child, objects_of
 
+from jidoka_shm import SessionManager
 from jidoka_shm import endpoint as endpoint_module
 from jidoka_shm.endpoint import Endpoint
-from jidoka_shm.errors import RegistryForbidden
+from jidoka_shm.errors import DirectoryForbidden
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,7 +132,7 @@ def test_what_is_no_directory_is_refused_and_stays(name: str, runtime: Path, kin
     if kind == "link":
         other.mkdir(mode=0o755)
         other.chmod(0o755)
-    with pytest.raises(RegistryForbidden, match=str(directory)):
+    with pytest.raises(DirectoryForbidden, match=str(directory)):
         _opened(name)
     assert directory.is_symlink() == (kind != "file")
     if kind == "link":
@@ -141,9 +144,9 @@ def test_a_directory_of_another_user_is_refused_and_stays(name: str, runtime: Pa
     directory = runtime / "jidoka_shm"
     directory.mkdir(mode=0o755)
     os.chown(directory, NOBODY, NOBODY)
-    with pytest.raises(RegistryForbidden, match=f"uid {NOBODY}") as caught:
+    with pytest.raises(DirectoryForbidden, match=f"uid {NOBODY}") as caught:
         _opened(name)
-    assert (caught.value.name, caught.value.uid) == (str(directory), NOBODY)
+    assert (caught.value.directory, caught.value.uid) == (str(directory), NOBODY)
     assert (directory.stat().st_uid, _mode(directory)) == (NOBODY, 0o755)
     assert list(directory.iterdir()) == []
 
@@ -223,24 +226,67 @@ def test_a_runtime_directory_that_platformdirs_refuses_is_replaced(
     _close(endpoint)
 
 
+USER = 12_345
+
+
+@pytest.fixture
+def users_fallback() -> Iterator[Path]:
+    """Where the socket of a user is who has no runtime directory."""
+    path = Path(f"/tmp/jidoka_shm-{USER}")  # noqa: S108 - as it is
+    yield path
+    path.rmdir()
+
+
 @needs_root
 def test_another_users_directory_in_the_place_of_the_fallback_is_refused(
-    name: str, runtime: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, runtime: Path, users_fallback: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint_module, "user_runtime_path", runtime.joinpath("none").joinpath)
+    """And another runtime directory is the way out, as the error says."""
+    own = runtime / "own"
+    own.mkdir(mode=0o700)
+    os.chown(own, USER, USER)
+    runtime.chmod(0o711)
+    # Root made it first.
+    users_fallback.mkdir()
 
     def work() -> None:
-        # As another user, for whom root made the directory first.
-        os.setresuid(12_345, 12_345, 12_345)
-        with pytest.raises(RegistryForbidden):
-            _opened(name)
+        os.setresuid(USER, USER, USER)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime / "none"))
+        with pytest.raises(DirectoryForbidden) as caught:
+            SessionManager(name, listen=True)
+        assert str(caught.value).startswith(
+            f"a service cannot listen in {users_fallback}, which belongs to the user with uid 0: "
+        )
+        assert "set XDG_RUNTIME_DIR" in str(caught.value)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(own))
+        with SessionManager(name, listen=True) as manager:
+            assert str(manager._own.control.socket_path).startswith(f"{own}/jidoka_shm/")
+            manager.unlink()
 
-    squatted = Path("/tmp/jidoka_shm-12345")  # noqa: S108 - as it is
-    squatted.mkdir()
-    try:
-        assert in_child(work) == 0
-    finally:
-        squatted.rmdir()
+    assert in_child(work) == 0
+    assert objects_of(name) == set()
+
+
+@needs_root
+def test_a_runtime_directory_in_which_nothing_can_be_made_is_replaced(
+    name: str, runtime: Path, users_fallback: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the directory was made there for this user, as a unit of systemd has it."""
+    # As the versions of platformdirs have it that check nothing of it.
+    monkeypatch.setattr(endpoint_module, "user_runtime_path", runtime.joinpath)
+    runtime.chmod(0o755)
+
+    def listen(directory: Path) -> None:
+        os.setresuid(USER, USER, USER)
+        endpoint = _opened(name)
+        assert Path(endpoint.path).parent == directory
+        _close(endpoint)
+
+    assert in_child(lambda: listen(users_fallback)) == 0
+    made = runtime / "jidoka_shm"
+    made.mkdir()
+    os.chown(made, USER, USER)
+    assert in_child(lambda: listen(made)) == 0
 
 
 # ---------------------------------------------------------------------------- predecessors

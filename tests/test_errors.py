@@ -15,6 +15,7 @@ from tables import copies_of
 from jidoka_shm import errors
 from jidoka_shm.errors import (
     CorruptRegistry,
+    DirectoryForbidden,
     ForkedHandle,
     FormatMismatch,
     IllegalTransition,
@@ -59,12 +60,14 @@ CASES: list[tuple[JidokaError, str]] = [
     (RegistryClosed("agents", "it was destroyed"), "open it again"),
     (WriterAlreadyRunning("agents", 4242), "SessionClient"),
     (WriterAlreadyRunning("agents", None), "another process"),
-    (WriterUnavailable("agents"), "changes wait for one"),
+    (WriterUnavailable("agents"), "changes fail until there is one"),
     (WriterUnavailable("agents", outcome_unknown=True), "may or may not have been made"),
     (WriterUnavailable("agents", reason="it does not listen"), "that answers"),
     (OwnerNotAlive(4242), "pass the pid of a running process, or None"),
     (RegistryForbidden("agents", 1000), "mode=0o640"),
     (RegistryForbidden("agents", None), "another user"),
+    (DirectoryForbidden("/tmp/d", 1000), "set XDG_RUNTIME_DIR to"),  # noqa: S108 - a text
+    (DirectoryForbidden("/tmp/d", None), "is no directory"),  # noqa: S108 - a text
     (UnsupportedPlatform("win32"), "needs Linux"),
     (ForkedHandle("agents"), "SessionReader"),
     (ReentrantCall("agents"), "set a flag"),
@@ -200,7 +203,11 @@ def test_the_base_has_no_facts() -> None:
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(RegistryNotFound("a", 0), errno.ENOENT), (RegistryForbidden("a", 0), errno.EACCES)],
+    [
+        (RegistryNotFound("a", 0), errno.ENOENT),
+        (RegistryForbidden("a", 0), errno.EACCES),
+        (DirectoryForbidden("a", 0), errno.EACCES),
+    ],
 )
 def test_an_error_of_the_system_has_its_number(error: OSError, code: int) -> None:
     assert {one.errno for one in copies_of(error)} == {error.errno} == {code}

@@ -317,6 +317,7 @@ ERRORS: list[JidokaError] = [
     errors.WriterUnavailable("r", outcome_unknown=True),
     errors.OwnerNotAlive(5),
     errors.RegistryForbidden("r", None),
+    errors.DirectoryForbidden("/d", 5),
     errors.UnsupportedPlatform("plan9"),
     errors.ForkedHandle("r"),
     errors.ReentrantCall("r"),

@@ -30,7 +30,7 @@ from wire import Wire
 from jidoka_shm import SessionManager, SessionReader, manager, server
 from jidoka_shm import endpoint as endpoint_module
 from jidoka_shm import reactor as reactor_module
-from jidoka_shm.errors import RegistryClosed, RegistryForbidden
+from jidoka_shm.errors import DirectoryForbidden, RegistryClosed
 from jidoka_shm.logs import Seldom
 from jidoka_shm.protocol import MAX_FRAME, Done, Failed, Hello, Refused, encode
 
@@ -810,7 +810,7 @@ def test_a_start_that_fails_takes_no_socket_from_a_later_child(
     """A socket without a name is bound to nothing, and so to no service."""
     monkeypatch.setattr(endpoint_module, "path_of", lambda _: tmp_path / "a file" / "socket")
     (tmp_path / "a file").write_text("")
-    with pytest.raises(RegistryForbidden) as kept:
+    with pytest.raises(DirectoryForbidden) as kept:
         SessionManager(name, capacity=4, listen=True)
     here, there = socket.socketpair()
     with here, there:
@@ -933,11 +933,11 @@ def test_a_directory_of_another_user_is_a_typed_error(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(directory: Path) -> None:
-        raise RegistryForbidden(str(directory), 1)
+        raise DirectoryForbidden(str(directory), 1)
 
     with monkeypatch.context() as patch:
         patch.setattr(endpoint_module, "_make_private", refuse)
-        with pytest.raises(RegistryForbidden):
+        with pytest.raises(DirectoryForbidden):
             SessionManager(name, capacity=4, listen=True)
     assert not path_of(name).exists()
 
