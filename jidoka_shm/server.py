@@ -18,6 +18,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from . import forks
+from .endpoint import BACKLOG
 from .errors import ForkedHandle, RegistryClosed
 from .logs import Seldom
 from .protocol import (
@@ -52,6 +53,9 @@ _RESERVE: Final = 64
 
 #: How long a stop waits for clients to take their last replies, in seconds.
 _LAST: Final = 1.0
+
+#: Turns of the loop from accepting a client to ``connection_made``, and one more.
+_STEPS: Final = 4
 
 #: Bytes of SO_PEERCRED's answer (struct ucred): pid, uid, gid, four each.
 _CREDENTIALS: Final = 12
@@ -99,7 +103,10 @@ class Server:
         loop.set_exception_handler(_log_failure)
         this = weakref.ref(self)
         self._server = await loop.create_unix_server(
-            lambda: Connection(cast("Server", this())), sock=self._endpoint.listener
+            lambda: Connection(cast("Server", this())),
+            sock=self._endpoint.listener,
+            # It listens once more, and would make it fewer.
+            backlog=BACKLOG,
         )
 
     async def stop(self) -> None:
@@ -109,6 +116,7 @@ class Server:
         """
         self._is_ending = True
         if self._server is not None:
+            await self._finish_accepting()
             self._server.close()
         elif self._endpoint.listener is not None:
             self._endpoint.listener.close()
@@ -125,6 +133,17 @@ class Server:
             client.abort()
         # The loop closes a socket in a call of its own, and may make none after this.
         await asyncio.sleep(0)
+
+    async def _finish_accepting(self) -> None:
+        """Accept nobody new, and let those who were just accepted come as far as ``admit``.
+
+        asyncio fails to make a client of a server that is closed meanwhile.
+        """
+        listener = self._endpoint.listener
+        if listener is not None and listener.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(listener)
+        for _ in range(_STEPS):
+            await asyncio.sleep(0)
 
     def admit(self, client: Connection, peer: socket.socket) -> str | None:
         """Count a client in; return why not, where it may not come."""

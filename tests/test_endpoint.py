@@ -151,6 +151,34 @@ def test_a_directory_of_another_user_is_refused_and_stays(name: str, runtime: Pa
     assert list(directory.iterdir()) == []
 
 
+@pytest.mark.usefixtures("runtime")
+def test_so_many_clients_wait_to_be_accepted_as_it_says(name: str) -> None:
+    """Not as many as asyncio takes, which listens once more."""
+    manager = SessionManager(name, capacity=16, listen=True)
+    held, goes_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        held.set()
+        goes_on.wait(30)
+
+    with manager, contextlib.ExitStack() as clients:
+        manager._reactor._loop.call_soon_threadsafe(hold)
+        assert held.wait(30)
+        count = 0
+        try:
+            with contextlib.suppress(BlockingIOError):
+                while count < 2 * endpoint_module.BACKLOG:
+                    client = clients.enter_context(socket.socket(socket.AF_UNIX))
+                    client.setblocking(False)  # noqa: FBT003 - as socket has it
+                    client.connect(manager._own.control.socket_path)
+                    count += 1
+        finally:
+            goes_on.set()
+        # One more than it was told, as the kernel has it.
+        assert count == endpoint_module.BACKLOG + 1
+        manager.unlink()
+
+
 # ---------------------------------------------------------------------------- no usable one
 
 
