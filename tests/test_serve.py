@@ -36,6 +36,7 @@ from jidoka_shm import (
 from jidoka_shm.cli import logs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from uuid import UUID
 
 
@@ -415,6 +416,117 @@ def test_an_exception_is_logged_with_its_traceback(formatter: logging.Formatter)
 def test_a_line_of_text_is_one_whatever_the_message_holds() -> None:
     line = logs.TextLines().format(_record("a\nb\x1b[2J"))
     assert line.endswith("ERROR a\\nb\\u001b[2J")
+
+
+def _lines(descriptor: int, *, as_json: bool = False) -> logs.Lines:
+    """Return a handler that writes to a descriptor."""
+    with open(descriptor, "w", closefd=False, encoding="ascii") as stream:
+        handler = logs.Lines(stream)
+    handler.setFormatter(logs.JsonLines() if as_json else logs.TextLines())
+    return handler
+
+
+@contextlib.contextmanager
+def _pipe() -> Iterator[tuple[int, int]]:
+    """A pipe whose end that is written to does not block."""
+    ends = os.pipe2(os.O_NONBLOCK)
+    try:
+        yield ends
+    finally:
+        for end in ends:
+            with contextlib.suppress(OSError):
+                os.close(end)
+
+
+def _fill_pipe(end: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(end, b"x" * (1 << 16))
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(end, b"x")
+
+
+def _drain(end: int) -> bytes:
+    found = b""
+    with contextlib.suppress(BlockingIOError):
+        while data := os.read(end, 1 << 16):
+            found += data
+    return found
+
+
+def test_lines_for_which_a_pipe_has_no_room_are_counted() -> None:
+    with _pipe() as (reader, writer):
+        lines = _lines(writer, as_json=True)
+        _fill_pipe(writer)
+        for number in range(3):
+            lines.handle(_record("lost %d", number))
+        assert set(_drain(reader)) == {ord("x")}
+        for text in ("four", "five"):
+            lines.handle(_record(text))
+        said, four, five = map(json.loads, _drain(reader).splitlines())
+    assert (said["level"], said["logger"]) == ("warning", "jidoka_shm")
+    assert re.fullmatch(
+        r"3 lines of this log could not be written: \[Errno \d+\] .+", said["message"]
+    )
+    assert [four["message"], five["message"]] == ["four", "five"]
+
+
+def test_a_line_that_was_cut_is_lost_and_the_next_one_is_whole() -> None:
+    """More than a pipe takes at once, of which it takes a part."""
+    with _pipe() as (reader, writer):
+        lines = _lines(writer)
+        lines.handle(_record("y" * (1 << 17)))
+        assert _drain(reader).endswith(b"yyy")
+        lines.handle(_record("next"))
+        empty, said, line = _drain(reader).split(b"\n")[:-1]
+    assert empty == b""
+    assert b" WARNING 1 lines of this log could not be written" in said
+    assert line.endswith(b" ERROR next")
+
+
+def test_a_full_disk_takes_lines_again(tmp_path: Path) -> None:
+    descriptor = os.open("/dev/full", os.O_WRONLY)
+    path = tmp_path / "log"
+    try:
+        lines = _lines(descriptor)
+        lines.handle(_record("lost"))
+        with path.open("wb") as room:
+            os.dup2(room.fileno(), descriptor)
+        lines.handle(_record("kept"))
+    finally:
+        os.close(descriptor)
+    said, kept = path.read_text().splitlines()
+    assert "1 lines of this log could not be written" in said
+    assert kept.endswith(" ERROR kept")
+
+
+def test_where_nobody_reads_nothing_is_written_any_more() -> None:
+    with _pipe() as (reader, writer):
+        os.close(reader)
+        lines = _lines(writer)
+        for _ in range(2):
+            lines.handle(_record("unread"))
+        assert os.readlink(f"/proc/self/fd/{writer}") == os.devnull  # noqa: PTH115 - text
+        assert lines._lost == 0
+
+
+def test_a_full_disk_below_its_log_is_no_failure(place: Place, registry: str) -> None:
+    """Nor does it change how a command ends that has something to say there."""
+
+    def fill() -> None:
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+
+    with Service(place, registry, "--capacity", "16", preexec_fn=fill) as service:
+        second = subprocess.run(
+            [*COMMAND, "serve", registry],
+            env=place.environment,
+            preexec_fn=fill,
+            check=False,
+            timeout=LIMIT,
+        )
+        assert second.returncode == 1
+        assert service.end() == (0, "")
 
 
 # ---------------------------------------------------------------------------- its clients
