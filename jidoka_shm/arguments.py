@@ -9,6 +9,13 @@ from uuid import UUID
 
 from .errors import InvalidSessionId, shown
 
+#: What a manager takes where nothing else is said, and so does the command that runs one.
+CAPACITY: Final = 16_384
+SLOT_SIZE: Final = 512
+CLEANUP_DELAY: Final = 0.05
+MODE: Final = 0o600
+MAX_CLIENTS: Final = 512
+
 #: Longest time that any argument may give: beyond it nanoseconds would not fit 63 bits.
 _LONGEST: Final = 100 * 365.25 * 86_400
 

@@ -11,14 +11,25 @@ from uuid import uuid4
 from msgspec import UNSET, UnsetType
 
 from . import changes, endpoint, forks, ownership, processes
-from .arguments import check_flag, check_mode, check_seconds, check_whole, parse_session_id
+from .arguments import (
+    CAPACITY,
+    CLEANUP_DELAY,
+    MAX_CLIENTS,
+    MODE,
+    SLOT_SIZE,
+    check_flag,
+    check_mode,
+    check_seconds,
+    check_whole,
+    parse_session_id,
+)
 from .attachment import Attachment
 from .errors import RegistryClosed
 from .layout import Geometry, check_name
 from .reactor import Reactor
 from .recovery import Recovery
 from .registry import Registry
-from .serving import MAX_CLIENTS, Serving
+from .serving import Serving
 from .watches import Watches
 from .writer import TableWriter
 from .writes import SessionWrites, release
@@ -48,10 +59,10 @@ class SessionManager(SessionWrites):
         self,
         name: str,
         *,
-        capacity: int = 16_384,
-        slot_size: int = 512,
-        cleanup_delay: float = 0.05,
-        mode: int = 0o600,
+        capacity: int = CAPACITY,
+        slot_size: int = SLOT_SIZE,
+        cleanup_delay: float = CLEANUP_DELAY,
+        mode: int = MODE,
         fresh: bool = False,
         listen: bool = False,
         wait: float = 0.0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from .endpoint import Endpoint
 from .logs import log
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from .protocol import Reply
     from .reactor import Reactor
     from .registry import Registry
-
-#: Clients at once.
-MAX_CLIENTS: Final = 512
 
 
 class Serving:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import inspect
 import itertools
 import json
 import logging
@@ -34,6 +35,7 @@ from jidoka_shm import (
     WriterUnavailable,
 )
 from jidoka_shm.cli import logs
+from jidoka_shm.cli.serve import serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -278,6 +280,14 @@ def test_the_options_are_the_managers(place: Place, registry: str) -> None:
         assert 100 <= stats.capacity < 200
         assert path_of(registry).stat().st_mode & 0o777 == 0o640
         assert service.end()[0] == 0
+
+
+def test_what_no_option_says_is_as_the_manager_has_it() -> None:
+    given = serve.make_context("serve", ["n"]).params
+    parameters = inspect.signature(SessionManager).parameters
+    shared = (parameters.keys() & given.keys()) - {"name"}
+    assert len(shared) == len(parameters) - 2, "all but the name and listen"
+    assert {key: given[key] for key in shared} == {key: parameters[key].default for key in shared}
 
 
 def test_what_is_taken_over_keeps_its_size(place: Place, registry: str) -> None:
@@ -574,14 +584,15 @@ def test_the_readmes_service_is_one(place: Place, registry: str) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"(?ms)^```sh\n(.*?)^```", readme)
     assert len(block.splitlines()) == 3
+    (place.path / ".venv" / "bin").mkdir(parents=True)
     for program, words in {"jidoka-shm": COMMAND, "python": COMMAND[:3]}.items():
-        script = place.path / program
+        script = place.path / ".venv" / "bin" / program
         script.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
         script.chmod(0o700)
-    place.environment["PATH"] = f"{place.path}:{os.environ['PATH']}"
     run = subprocess.run(
         ["/bin/sh", "-c", block.replace("agents", registry) + "kill $!; wait $!; echo $?"],
         env=place.environment,
+        cwd=place.path,
         capture_output=True,
         text=True,
         check=False,

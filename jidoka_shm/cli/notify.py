@@ -44,7 +44,7 @@ def _send(state: str) -> None:
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
-    # One that begins with @ has no file: the kernel writes it with a zero byte there.
+    # @ stands for the zero byte that an address without a file begins with: no variable holds one.
     where = f"\0{address[1:]}" if address.startswith("@") else address
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from jidoka_shm import arguments
 from jidoka_shm.errors import JidokaError, RegistryClosed, WriterAlreadyRunning
 from jidoka_shm.logs import log
 
@@ -34,28 +35,31 @@ _LOOK: Final = 1000
 @click.option(
     "--capacity",
     type=click.IntRange(min=1),
-    default=16_384,
+    default=arguments.CAPACITY,
+    metavar="SESSIONS",
     show_default=True,
     help="Sessions that fit into a new registry.",
 )
 @click.option(
     "--slot-size",
     type=click.IntRange(min=1),
-    default=512,
+    default=arguments.SLOT_SIZE,
+    metavar="BYTES",
     show_default=True,
     help="Bytes a session of a new registry, a multiple of 64.",
 )
 @click.option(
     "--cleanup-delay",
     type=click.FloatRange(min=0),
-    default=0.05,
+    default=arguments.CLEANUP_DELAY,
+    metavar="SECONDS",
     show_default=True,
     help="Seconds that a terminated session stays visible.",
 )
 @click.option(
     "--mode",
     type=FileMode(),
-    default="600",
+    default=f"{arguments.MODE:o}",
     show_default=True,
     help="Mode of the shared memory; 640 or 644 lets others read.",
 )
@@ -64,13 +68,15 @@ _LOOK: Final = 1000
     "--wait",
     type=click.FloatRange(min=0),
     default=0.0,
+    metavar="SECONDS",
     show_default=True,
     help="Seconds to wait for the end of a living writer.",
 )
 @click.option(
     "--max-clients",
     type=click.IntRange(min=1),
-    default=512,
+    default=arguments.MAX_CLIENTS,
+    metavar="CLIENTS",
     show_default=True,
     help="Clients that may be connected at once.",
 )
@@ -83,13 +89,13 @@ _LOOK: Final = 1000
 )
 @click.option("--log-json", is_flag=True, help="Log one JSON object a line.")
 def serve(name: str, *, log_level: str, log_json: bool, **options: Any) -> int:  # noqa: ANN401 - SessionManager's own
-    """Be the writer of the registry NAME, and answer its clients until SIGTERM or SIGINT.
+    """Be the writer of the registry NAME, and answer its clients until a signal ends it.
 
     The registry is made, or taken over from a writer that has ended; what was taken over keeps its
     capacity and its slot size. At the end all sessions stay for the next writer.
 
-    It logs to standard error. Exit status: 0 where a signal ended it; 1 where the registry has a
-    living writer, cannot be made or taken over, or was removed; 2 wrong usage.
+    It logs to standard error. Exit status: 0 where SIGTERM, SIGINT or SIGHUP ended it; 1 where the
+    registry has a living writer, cannot be made or taken over, or was removed; 2 wrong usage.
     """
     logs.begin(log_level, as_json=log_json)
     _raise_descriptor_limit()
