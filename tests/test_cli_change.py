@@ -15,7 +15,7 @@ from commands import Command, one_line
 from host import forked, in_child, objects_of, path_of
 from supervised import ROOT, Place
 
-from jidoka_shm import SessionManager, WriterUnavailable
+from jidoka_shm import RegistryForbidden, SessionManager, WriterUnavailable
 from jidoka_shm.cli import failures
 
 if TYPE_CHECKING:
@@ -195,6 +195,23 @@ def test_wrong_usage_is_status_2_and_changes_nothing(
 def _each(name: str) -> list[list[str]]:
     """Return each of the commands."""
     return [["create", name], ["update", name, str(ID)], ["terminate", name, str(ID)]]
+
+
+def test_a_name_that_reads_as_an_option_is_told_where_to_go(command: Command) -> None:
+    for arguments in (["create", "-name"], ["stats", "--name"], ["list", "-n", "--json"]):
+        one_line(command(*arguments), 2, "No such option", "goes behind '--'", "--help")
+    one_line(command("create", "--", "-name"), 3, "no registry '-name'")
+
+
+def test_a_way_out_is_said_in_the_commands_own_options(
+    command: Command, manager: SessionManager
+) -> None:
+    large = f'{{"a": "{"x" * 600}"}}'
+    one_line(command("create", manager.name, "--metadata", large), 1, "--fresh", "--slot-size")
+    for _ in range(manager.stats().capacity - 1):
+        manager.create_session()
+    one_line(command("create", manager.name), 1, "0 are free", "a larger --capacity")
+    assert "--mode 640 or 644" in failures.end_of(RegistryForbidden("n", 5))[1]
 
 
 def test_no_registry_is_status_3(command: Command, name: str) -> None:

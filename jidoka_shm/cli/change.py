@@ -31,9 +31,14 @@ _metadata = map_option("--metadata", "Its metadata, an object; default: empty.")
 _new_metadata = map_option("--metadata", "Its new metadata, an object that replaces the old.")
 _llm_config = map_option("--llm-config", "Its model configuration, an object; default: empty.")
 _new_llm_config = map_option("--llm-config", "Its new model configuration, likewise.")
-_pid = click.option("--pid", type=click.IntRange(min=1), help="Its owner process.")
+_pid = click.option(
+    "--pid", type=click.IntRange(min=1), metavar="PID", help="Its owner process; it ends with it."
+)
 _ttl = click.option(
-    "--ttl", type=click.FloatRange(min=0), metavar="SECONDS", help="In how long it expires."
+    "--ttl",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="In how long it expires.",
 )
 _no_pid = click.option("--no-pid", is_flag=True, help="It has no owner process any more.")
 _no_ttl = click.option("--no-ttl", is_flag=True, help="It does not expire any more.")

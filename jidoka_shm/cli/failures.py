@@ -43,6 +43,14 @@ OUTPUT_CLOSED: Final = 141
 
 PROGRAM: Final = "jidoka-shm"
 
+#: How the way out of an error reads for who types commands.
+_OPTIONS: Final = {
+    "fresh=True": "--fresh",
+    "a larger slot_size": "a larger --slot-size",
+    "a larger capacity": "a larger --capacity",
+    "mode=0o640 or 0o644": "--mode 640 or 644",
+}
+
 
 class Refused(click.ClickException):
     """The registry, or the user, does not allow it."""
@@ -108,7 +116,14 @@ def end_of(error: Exception) -> tuple[int, str]:
         case WriterAlreadyRunning():
             holder = "a process that it does not name" if error.pid is None else f"{error.pid}"
             return REFUSED, f"registry {error.name!r} has a living writer: process {holder}"
-    return REFUSED, str(error) or type(error).__name__
+    return REFUSED, _as_options(str(error)) or type(error).__name__
+
+
+def _as_options(text: str) -> str:
+    """Return an error's text with the library's options as the command has them."""
+    for name, option in _OPTIONS.items():
+        text = text.replace(name, option)
+    return text
 
 
 def _absence(error: RegistryNotFound | RegistryClosed | WriterUnavailable) -> str:
@@ -121,7 +136,9 @@ def _absence(error: RegistryNotFound | RegistryClosed | WriterUnavailable) -> st
 
 def _usage(error: click.UsageError) -> str:
     path = PROGRAM if error.ctx is None else error.ctx.command_path
-    return f"{error.format_message().rstrip('.')} (see '{path} --help')"
+    # A name that begins with a hyphen reads as an option.
+    more = "a NAME like that goes behind '--'; " if isinstance(error, click.NoSuchOption) else ""
+    return f"{error.format_message().rstrip('.')} ({more}see '{path} --help')"
 
 
 @contextlib.contextmanager
