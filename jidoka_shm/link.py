@@ -140,6 +140,9 @@ class _Search:
             raise self._too_late() from None
         except (Incompatible, PermissionError) as error:
             raise WriterUnavailable(self._name, reason=str(error)) from None
+        except BlockingIOError:
+            self._reason = "it accepts nobody, and no more clients can wait for it"
+            return None
         except (OSError, Lost) as error:
             # A path may be a dead writer's, which its successor is about to replace.
             self._reason = str(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -451,6 +452,23 @@ def test_a_service_that_comes_to_listen_in_time_is_waited_for(name: str, service
     with SessionClient(name, timeout=60) as client:
         client.create_session()
     publisher.join()
+
+
+def test_a_service_that_accepts_nobody_is_waited_for_and_said_to(
+    name: str, service: Scripted, tmp_path: Path
+) -> None:
+    """One with so many clients waiting already that the kernel takes no more."""
+    with socket.socket(socket.AF_UNIX) as full, socket.socket(socket.AF_UNIX) as first:
+        full.bind(str(tmp_path / "full"))
+        full.listen(0)
+        first.connect(str(tmp_path / "full"))
+        service.store_path(str(tmp_path / "full").encode())
+        with SessionClient(name, timeout=0.2) as client:
+            with pytest.raises(WriterUnavailable, match="it accepts nobody") as caught:
+                client.create_session()
+            assert not caught.value.outcome_unknown
+            service.publish()
+            client.create_session()
 
 
 def test_a_refusal_is_given_as_the_reason(name: str, service: Scripted) -> None:
