@@ -59,7 +59,7 @@ class SessionClient(SessionReader):
                 whatever was started in them. It needs the extra ``cli``.
 
         Raises:
-            RegistryNotFound: where no registry is there in time.
+            RegistryNotFound: without ``start``, where no registry is there in time.
             RegistryForbidden, FormatMismatch, CorruptRegistry: where it cannot be read.
             WriterUnavailable: with ``start``, where no service answers in time.
             InvalidName, ValueError, TypeError: for an argument that cannot be.

@@ -19,6 +19,7 @@ from typing import Final
 from platformdirs import user_runtime_path
 
 from .errors import DirectoryForbidden
+from .segment import require_linux
 
 #: Bytes of a path that the kernel takes (unix(7): sun_path), less the zero at its end.
 _LONGEST: Final = 107
@@ -84,7 +85,11 @@ def path_of(name: str) -> Path:
 
     It tells registries of one name in different /dev/shm apart, as containers with a common
     runtime directory have them.
+
+    Raises:
+        UnsupportedPlatform: where there is no /dev/shm.
     """
+    require_linux()
     place = f"{name}.{os.stat('/dev/shm').st_dev:x}.sock"  # noqa: S108, PTH116 - where memory is
     with warnings.catch_warnings(), contextlib.suppress(OSError):
         # That no session manager set XDG_RUNTIME_DIR is nothing for this program's users.
