@@ -8,12 +8,15 @@ only whether a copy comes back equal; the path is looked for when it does not.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec import Raw
 
 from .errors import InvalidMetadata, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 Map = dict[str, Any]
 
@@ -93,13 +96,18 @@ def _pack(value: object, room: int) -> bytes | None:
 
 def _is_deeper(value: object, room: int) -> bool:
     """Return whether ``value`` has more than ``room`` containers one in the other."""
-    level = [value]
+    level: list[Any] = [value]
     for _ in range(room + 1):
         level = [item for item in level if isinstance(item, (dict, list))]
         if not level:
             return False
-        level = [child for item in level for _, child in _children(item)]
+        # Without the text of any path, which a million containers would each get.
+        level = [each for item in level for each in _held(item)]
     return True
+
+
+def _held(item: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return item.values() if isinstance(item, dict) else item
 
 
 def _children(value: object) -> list[tuple[str, object]]:

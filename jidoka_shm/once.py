@@ -57,7 +57,11 @@ _NO_RECORD: Final = Done(b"")
 
 
 class OnceOnly:
-    """The changes of a registry, for requests that may come more than once."""
+    """The changes of a registry, for requests that may come more than once.
+
+    Attributes:
+        longest: the bytes of a record's payload, at most.
+    """
 
     def __init__(self, registry: Registry, control: ControlReader) -> None:
         """Take a registry to change.
@@ -68,6 +72,7 @@ class OnceOnly:
         """
         self._registry = registry
         self._control = control
+        self.longest = registry.table.geometry.payload_limit
         self._replies: OrderedDict[bytes, Reply] = OrderedDict()
         self._bytes = 0
 

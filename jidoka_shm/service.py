@@ -1,4 +1,8 @@
-"""What a client's request does: checked like a call's arguments, then changed once."""
+"""What a client's request does: checked like a call's arguments, then changed once.
+
+A map longer than any record is passed on as it came, and the table refuses it with its true size:
+decoded, each of its bytes may become an object, and a request may have a million.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Raw
 
 from . import changes, protocol
 from .errors import ForkedHandle, JidokaError, RegistryClosed
+from .maps import encode_map
 from .protocol import Create, Terminate, Update
 
 if TYPE_CHECKING:
@@ -19,6 +24,9 @@ if TYPE_CHECKING:
     from .protocol import Reply, Request
 
 _decode: Final = msgspec.msgpack.Decoder().decode
+_decode_pair: Final = msgspec.msgpack.Decoder(tuple[Raw, Raw]).decode
+
+_NO_PAIR: Final = "maps must be an array of metadata and llm_config"
 
 #: Return the id that msgpack has as 16 bytes, in a third of the time of UUID().
 _decode_id: Final = msgspec.msgpack.Decoder(UUID).decode
@@ -57,47 +65,59 @@ class Service:
 
     def _fields(self, request: Request) -> tuple[Callable[..., Reply], dict[str, Any]]:
         match request:
-            case Create(maps=maps, owner=owner, ttl=ttl):
-                metadata, llm_config = _maps(maps)
-                fields = changes.for_create(metadata, llm_config, None, None)
-                return self._once.create, fields | {
-                    "owner": None if owner is None else changes.known_owner(owner),
-                    "ttl": None if ttl is None else changes.known_ttl(ttl),
-                }
+            case Create():
+                return self._once.create, self._create_fields(request)
             case Update():
-                return self._once.update, _update_fields(request)
+                return self._once.update, self._update_fields(request)
             case Terminate(error=error):
                 return self._once.terminate, changes.for_terminate(error)
 
+    def _create_fields(self, request: Create) -> dict[str, Any]:
+        if self._is_too_long(request.maps):
+            fields: dict[str, Any] = {"maps": _unread_maps(request.maps)}
+        else:
+            fields = changes.for_create(*_maps(request.maps), None, None)
+        fields["owner"] = None if request.owner is None else changes.known_owner(request.owner)
+        fields["ttl"] = None if request.ttl is None else changes.known_ttl(request.ttl)
+        return fields
 
-def _update_fields(request: Update) -> dict[str, Any]:
-    given = request.fields
-    fields = changes.for_update(
-        given.status,
-        _map(given.metadata),
-        _map(given.llm_config),
-        UNSET,
-        UNSET,
-        request.expected_version,
-    )
-    if given.owner is not UNSET:
-        fields["owner"] = None if given.owner is None else changes.known_owner(given.owner)
-    if given.ttl is not UNSET:
-        fields["ttl"] = None if given.ttl is None else changes.known_ttl(given.ttl)
-    return fields
+    def _update_fields(self, request: Update) -> dict[str, Any]:
+        given = request.fields
+        fields = changes.for_update(
+            given.status, UNSET, UNSET, UNSET, UNSET, request.expected_version
+        )
+        if given.metadata is not UNSET:
+            fields["metadata"] = self._packed(given.metadata, "metadata")
+        if given.llm_config is not UNSET:
+            fields["llm_config"] = self._packed(given.llm_config, "llm_config")
+        if given.owner is not UNSET:
+            fields["owner"] = None if given.owner is None else changes.known_owner(given.owner)
+        if given.ttl is not UNSET:
+            fields["ttl"] = None if given.ttl is None else changes.known_ttl(given.ttl)
+        return fields
 
+    def _packed(self, raw: Raw, name: str) -> Raw:
+        return raw if self._is_too_long(raw) else encode_map(_decoded(raw), name)
 
-def _map(raw: Raw | UnsetType) -> object:
-    return UNSET if raw is UNSET else _decoded(raw)
+    def _is_too_long(self, raw: Raw) -> bool:
+        return len(raw) > self._once.longest
 
 
 def _maps(raw: Raw) -> tuple[object, object]:
     """Return the two maps of a creation."""
     maps = _decoded(raw)
     if not isinstance(maps, list) or len(maps) != 2:  # noqa: PLR2004 - the two maps
-        msg = "maps must be an array of metadata and llm_config"
-        raise ValueError(msg)
+        raise ValueError(_NO_PAIR)
     return maps[0], maps[1]
+
+
+def _unread_maps(raw: Raw) -> bytes:
+    """Return the bytes of a creation's maps once they are known to be two of something."""
+    try:
+        _decode_pair(raw)
+    except msgspec.ValidationError:
+        raise ValueError(_NO_PAIR) from None
+    return bytes(raw)
 
 
 def _decoded(raw: Raw) -> object:

@@ -129,6 +129,13 @@ def test_many_containers_side_by_side_are_no_depth() -> None:
     assert _decoded(value) == value
 
 
+def test_no_path_is_written_for_a_map_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many containers that would be most of the work, in a service's one thread."""
+    monkeypatch.setattr(maps, "_children", None)
+    value = {"a": [{"b": [number]} for number in range(1000)]}
+    assert _decoded(value) == value
+
+
 def test_one_list_at_two_places_comes_back_as_two() -> None:
     shared = [1]
     assert _decoded({"a": shared, "b": [shared]}) == {"a": [1], "b": [[1]]}

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import at, make_registry, make_writer
 
-from jidoka_shm import errors, processes
+from jidoka_shm import errors, processes, service
 from jidoka_shm.control import Identity
 from jidoka_shm.errors import ForkedHandle, RegistryClosed
+from jidoka_shm.layout import ROOM_TO_END
 from jidoka_shm.once import OnceOnly
 from jidoka_shm.protocol import (
     Done,
@@ -203,6 +204,63 @@ def test_a_path_of_long_keys_makes_no_long_reply(bench: Bench) -> None:
         bad = {"\U000e0001" * 10_000: bad}
     request = wire.update(KEY, metadata=bad)
     assert len(encode(bench.ask(request))) < 1 << 16
+
+
+def _emptys(count: int) -> bytes:
+    """Return an array of so many empty maps, a byte each."""
+    return msgspec.msgpack.encode([{}] * count)
+
+
+@pytest.mark.parametrize("field", ["metadata", "llm_config"])
+@pytest.mark.parametrize("beyond", [0, 1, 1_000_000])
+def test_a_map_that_no_slot_holds_is_refused_before_it_is_decoded(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, field: str, beyond: int
+) -> None:
+    """A byte of it becomes an object of sixty, and more than a second passes with a million."""
+    limit = bench.writer.geometry.payload_limit
+    decoded: list[int] = []
+
+    def count(raw: msgspec.Raw) -> object:
+        decoded.append(memoryview(raw).nbytes)
+        return msgspec.msgpack.decode(raw)
+
+    monkeypatch.setattr(service, "_decode", count)
+    update = wire.update(KEY)
+    raw = b"\x81\xa1a" + _emptys(limit - 6 + beyond)
+    fields = msgspec.structs.replace(update.fields, **{field: _raw(raw)})
+    updated = _refused(bench, msgspec.structs.replace(update, fields=fields))
+    both = (raw, b"\x80") if field == "metadata" else (b"\x80", raw)
+    maps = _raw(b"\x92" + b"".join(both))
+    created = _refused(bench, msgspec.structs.replace(wire.create(NEW), maps=maps))
+    for error in (created, updated):
+        assert isinstance(error, errors.RecordTooLarge)
+        assert error.limit == limit + 64 - ROOM_TO_END
+        assert 0 <= error.size - (64 + 2 + len(raw)) < 8
+    # The pair of a creation is longer than the map that would fill a payload.
+    assert decoded == ([] if beyond else [limit])
+
+
+def test_what_no_slot_holds_is_asked_all_else_first(bench: Bench) -> None:
+    long = {"a": "x" * 1000}
+    for fields, kind in (
+        ({"expected_version": 7}, errors.VersionConflict),
+        ({"status": "idle"}, errors.IllegalTransition),
+        ({"status": "terminated"}, errors.RecordTooLarge),
+        ({"ttl": 0}, ValueError),
+    ):
+        assert type(_refused(bench, wire.update(KEY, metadata=long, **fields))) is kind
+    assert type(_refused(bench, wire.update(NEW, metadata=long))) is errors.SessionNotFound
+    assert type(_refused(bench, wire.create(KEY, maps=(long, {})))) is errors.SessionExists
+    assert type(_refused(bench, wire.create(NEW, maps=(long, {}), ttl=0))) is ValueError
+
+
+@pytest.mark.parametrize("marks", [{}, {"ttl": 10**9}, {"owner": (ME.pid, ME.start, ME.namespace)}])
+def test_what_is_no_pair_of_maps_is_refused_however_long_it_is(
+    bench: Bench, marks: dict[str, Any]
+) -> None:
+    for maps in (_emptys(1000), b"\x91" + _emptys(1000), b"\xda\x03\xe8" + b"x" * 1000):
+        request = msgspec.structs.replace(wire.create(NEW, **marks), maps=_raw(maps))
+        assert "maps must be an array of metadata and llm_config" in str(_refused(bench, request))
 
 
 # ---------------------------------------------------------------------------- other fields
