@@ -63,13 +63,22 @@ def known_owner(owner: tuple[int, int, int]) -> Identity:
     """Return the identity of an owner that a client has looked up.
 
     Raises:
-        OwnerNotAlive: where it has ended since; of another pid namespace that cannot be known.
         ValueError: where it is none.
     """
     pid, start, namespace = owner
-    identity = Identity(check_pid(pid), start & _WORD, namespace & _WORD)
+    return Identity(check_pid(pid), start & _WORD, namespace & _WORD)
+
+
+def living_owner(owner: tuple[int, int, int]) -> Identity:
+    """Return the same of one that lives.
+
+    Raises:
+        OwnerNotAlive: where it has ended since; of another pid namespace that cannot be known.
+        ValueError: where it is none.
+    """
+    identity = known_owner(owner)
     if processes.is_alive(identity) is False:
-        raise OwnerNotAlive(pid)
+        raise OwnerNotAlive(identity.pid)
     return identity
 
 

@@ -20,8 +20,9 @@ from .protocol import Create, Terminate, Update
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .control import Identity
     from .once import OnceOnly
-    from .protocol import Reply, Request
+    from .protocol import Owner, Reply, Request
 
 _decode: Final = msgspec.msgpack.Decoder().decode
 _decode_pair: Final = msgspec.msgpack.Decoder(tuple[Raw, Raw]).decode
@@ -77,7 +78,7 @@ class Service:
             fields: dict[str, Any] = {"maps": _unread_maps(request.maps)}
         else:
             fields = changes.for_create(*_maps(request.maps), None, None)
-        fields["owner"] = None if request.owner is None else changes.known_owner(request.owner)
+        fields["owner"] = None if request.owner is None else _owner(request, request.owner)
         fields["ttl"] = None if request.ttl is None else changes.known_ttl(request.ttl)
         return fields
 
@@ -91,7 +92,7 @@ class Service:
         if given.llm_config is not UNSET:
             fields["llm_config"] = self._packed(given.llm_config, "llm_config")
         if given.owner is not UNSET:
-            fields["owner"] = None if given.owner is None else changes.known_owner(given.owner)
+            fields["owner"] = None if given.owner is None else _owner(request, given.owner)
         if given.ttl is not UNSET:
             fields["ttl"] = None if given.ttl is None else changes.known_ttl(given.ttl)
         return fields
@@ -101,6 +102,12 @@ class Service:
 
     def _is_too_long(self, raw: Raw) -> bool:
         return len(raw) > self._once.longest
+
+
+def _owner(request: Create | Update, owner: Owner) -> Identity:
+    # One that is sent again may have been carried out while its owner lived: an end
+    # since then must not be said to have kept it from being made. Else its session ends at once.
+    return changes.living_owner(owner) if request.again is None else changes.known_owner(owner)
 
 
 def _maps(raw: Raw) -> tuple[object, object]:

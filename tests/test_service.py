@@ -12,6 +12,7 @@ import pytest
 import wire
 from hypothesis import given
 from hypothesis import strategies as st
+from living import Living
 from support import at, make_registry, make_writer
 
 from jidoka_shm import errors, processes, service
@@ -20,6 +21,7 @@ from jidoka_shm.errors import ForkedHandle, RegistryClosed
 from jidoka_shm.layout import ROOM_TO_END
 from jidoka_shm.once import OnceOnly
 from jidoka_shm.protocol import (
+    Again,
     Done,
     Failed,
     ProtocolError,
@@ -49,6 +51,10 @@ class Bench:
         self.registry.create(
             KEY, maps=msgspec.msgpack.encode([{"a": 1}, {}]), owner=None, ttl=None, now=NOW
         )
+        self.succeed()
+
+    def succeed(self) -> None:
+        """Be the next writer's, that remembers no request."""
         self._service = Service(OnceOnly(self.registry, self.writer.control), self._change)
 
     def _change(self, change: Callable[..., Reply], key: UUID, fields: dict[str, Any]) -> Reply:
@@ -325,6 +331,25 @@ def test_a_dead_process_owns_nothing(bench: Bench) -> None:
     os.waitpid(pid, 0)
     owner = (found.pid, found.start, found.namespace)
     assert type(_refused(bench, wire.create(NEW, owner=owner))) is errors.OwnerNotAlive
+
+
+@pytest.mark.parametrize("remembers", [True, False])
+def test_an_owner_that_died_since_does_not_make_what_was_made_look_refused(
+    bench: Bench, *, remembers: bool
+) -> None:
+    again = Again(bench.writer.next_version() - 1, 0)
+    with Living() as child:
+        found = processes.identity_of(child.pid)
+        owner = (found.pid, found.start, found.namespace)
+        requests = [wire.create(NEW, owner=owner), wire.update(KEY, owner=owner)]
+        for request in requests:
+            assert isinstance(bench.ask(request), Done)
+    version = bench.writer.next_version()
+    if not remembers:
+        bench.succeed()
+    for request in requests:
+        assert isinstance(bench.ask(msgspec.structs.replace(request, again=again)), Done)
+    assert bench.writer.next_version() == version
 
 
 def test_an_owner_that_lives_or_of_which_nobody_can_tell_is_taken(bench: Bench) -> None:
