@@ -54,6 +54,9 @@ class Service:
         """
         try:
             change, fields = self._fields(request)
+        except (JidokaError, ValueError, TypeError) as error:
+            return protocol.pack_error(error)
+        try:
             return self._change(
                 change,
                 _decode_id(b"\xc4\x10" + request.session_id),
@@ -61,7 +64,8 @@ class Service:
             )
         except (RegistryClosed, ForkedHandle):
             raise
-        except (JidokaError, ValueError, TypeError) as error:
+        except JidokaError as error:
+            # And nothing else: of a fault within a commit nobody can say that it changed nothing.
             return protocol.pack_error(error)
 
     def _fields(self, request: Request) -> tuple[Callable[..., Reply], dict[str, Any]]:

@@ -383,3 +383,16 @@ def test_a_registry_that_takes_no_change_is_no_answer(error: Exception) -> None:
     bench._service._change = change
     with pytest.raises(type(error)):
         bench.ask(wire.terminate(KEY))
+
+
+@pytest.mark.parametrize("error", [TypeError, ValueError, KeyError, MemoryError])
+def test_a_fault_within_a_change_is_no_answer(bench: Bench, error: type[Exception]) -> None:
+    """Nobody knows what it has changed, which ``failed`` would say is nothing."""
+
+    def change(*_: object) -> Reply:
+        raise error
+
+    bench._service._change = change
+    for request in (wire.create(NEW), wire.update(KEY), wire.terminate(KEY)):
+        with pytest.raises(error):
+            bench.ask(request)
