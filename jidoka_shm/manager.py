@@ -120,7 +120,7 @@ class SessionManager(SessionWrites):
             self._view = Attachment(
                 self._own.control, table, is_named=self._own.is_named, cache_size=_CACHE_SIZE
             )
-            self._watches, self._ended = Watches(), {}
+            self._watches, self._ended = Watches(self._name), {}
             # Undone after the reactor's thread has ended.
             undo.callback(self._own.retire)
             self.recovery = self._take_over(header.generation) if found else None

@@ -178,7 +178,8 @@ class Ownership:
         except OSError as error:
             # Another user's, or no object at all. Any user may make any name, and none may keep
             # a registry from being started or ended.
-            log.warning("%s is left alone: %s", table_name(self.name, generation), str(error))
+            table, extra = table_name(self.name, generation), {"registry": self.name}
+            log.warning("%s is left alone: %s", table, str(error), extra=extra)
             return
         if memory is not None and header is not None:
             seqlock.give_up(*_index(memory, header.geometry), word)

@@ -58,7 +58,7 @@ class Reactor:
         """
         self._turn = turn
         self._watch = watch
-        self._watches = Watches() if watches is None else watches
+        self._watches = Watches(name) if watches is None else watches
         self._watches.notify(self._wake_now)
         self._selector = selectors.DefaultSelector()
         self._loop = asyncio.SelectorEventLoop(self._selector)

@@ -32,7 +32,10 @@ class Recovery:
     def log(self, name: str) -> None:
         """Say so in the log."""
         state = "closed" if self.clean else "its writer died"
-        log.info("took over registry %r (%s): %d sessions kept", name, state, self.kept)
+        extra = {"registry": name, "state": state, "sessions": self.kept}
+        log.info(
+            "took over registry %r (%s): %d sessions kept", name, state, self.kept, extra=extra
+        )
         if self.dropped:
             log_dropped(name, self.dropped)
 
@@ -40,4 +43,5 @@ class Recovery:
 def log_dropped(name: str, dropped: tuple[Dropped, ...]) -> None:
     """Warn of records that were damaged and are gone, the first of them by name."""
     count, named = len(dropped), list(dropped[:_NAMED])
-    log.warning("registry %r: %d damaged records dropped: %s", name, count, named)
+    extra = {"registry": name, "records": count}
+    log.warning("registry %r: %d damaged records dropped: %s", name, count, named, extra=extra)

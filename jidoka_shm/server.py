@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import logging
 import os
-import resource
 import socket
-import stat
 import weakref
 from typing import TYPE_CHECKING, Any, Final, cast
+from uuid import UUID
 
-from . import forks
+from . import descriptors, forks
 from .endpoint import BACKLOG
 from .errors import ForkedHandle, RegistryClosed
-from .logs import Seldom
+from .logs import Seldom, log
 from .protocol import (
     PROTOCOL_VERSION,
+    Failed,
     FrameBuffer,
     Hello,
     ProtocolError,
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from .endpoint import Endpoint
     from .protocol import Reply, Request
 
-_seldom = Seldom()
-
 #: Requests of one client that are carried out before others get their turn.
 _TURN: Final = 128
 
@@ -47,9 +47,6 @@ _RECEIVED: Final = 1 << 18
 
 #: Bytes of replies that may wait for a client to read them.
 _HIGH: Final = 1 << 18
-
-#: Descriptors that are left to the rest of the process.
-_RESERVE: Final = 64
 
 #: How long a stop waits for clients to take their last replies, in seconds.
 _LAST: Final = 1.0
@@ -83,6 +80,7 @@ class Server:
             max_clients: how many clients there may be at once.
         """
         self.name = name
+        self.seldom = Seldom(name)
         self.answer = answer
         self.buffer = memoryview(bytearray(_RECEIVED))
         self.greeting = encode(Hello(PROTOCOL_VERSION, instance))
@@ -100,7 +98,7 @@ class Server:
     async def start(self) -> None:
         """Accept clients from now on."""
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(_log_failure)
+        loop.set_exception_handler(functools.partial(_log_failure, self.seldom))
         this = weakref.ref(self)
         self._server = await loop.create_unix_server(
             lambda: Connection(cast("Server", this())),
@@ -122,13 +120,11 @@ class Server:
             self._endpoint.listener.close()
         for client in list(self._open):
             client.finish()
-        deadline = asyncio.get_running_loop().time() + _LAST
-        while self._open and asyncio.get_running_loop().time() < deadline:
-            self._gone.clear()
-            try:
-                await asyncio.wait_for(self._gone.wait(), _LAST)
-            except TimeoutError:
-                break
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST):
+                while self._open:
+                    self._gone.clear()
+                    await self._gone.wait()
         for client in list(self._open):
             client.abort()
         # The loop closes a socket in a call of its own, and may make none after this.
@@ -152,21 +148,34 @@ class Server:
             # One that was being accepted when the end began.
             return "this service ends"
         raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS)
-        pid, uid, _ = memoryview(raw).cast("I")
+        client.pid, uid, _ = memoryview(raw).cast("I")
+        who = {"client_pid": client.pid, "client_uid": uid}
         if uid != self._uid:
-            _seldom.warning("registry %r: refused process %d of user %d", self.name, pid, uid)
+            text = "registry %r: refused process %d of user %d"
+            self.seldom.warning(text, client.pid, uid, **who)
             return f"this service belongs to the user with uid {self._uid}"
-        room = max(0, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVE)
-        limit = min(self._max_clients, room)
+        limit = self._max_clients
         if len(self._clients) >= limit:
-            _seldom.warning("registry %r: refused a client beyond %d", self.name, limit)
+            self.seldom.warning("registry %r: refused a client beyond %d", limit, **who)
             return f"this service has {limit} clients, and takes no more"
+        # Its number counts all that the process has opened, owners' pidfds too.
+        if peer.fileno() >= descriptors.room():
+            self.seldom.warning("registry %r: refused a client: no descriptor is left", **who)
+            return "this service has no descriptor left for another client"
         self._clients.add(client)
+        count = len(self._clients)
+        text = "registry %r: process %d is a client, one of %d"
+        log.debug(text, self.name, client.pid, count, extra={"registry": self.name, **who})
         return None
 
     def dismiss(self, client: Connection) -> None:
         """Count a client out."""
-        self._clients.discard(client)
+        if client in self._clients:
+            self._clients.remove(client)
+            count = len(self._clients)
+            text = "registry %r: process %d left, clients: %d"
+            extra = {"registry": self.name, "client_pid": client.pid}
+            log.debug(text, self.name, client.pid, count, extra=extra)
         self._open.discard(client)
         self._gone.set()
 
@@ -182,48 +191,34 @@ class Server:
             client.forget()
         # Before it listens no socket is bound to anything, and there are none of its clients.
         if self._endpoint.path:
-            _blank(self._endpoint.path)
+            descriptors.blank(self._endpoint.path)
 
 
-def _blank(path: str) -> None:
-    """Let each socket of this process that is bound to ``path`` go, and keep its number in use.
-
-    One that the loop's thread was just accepting or closing at a fork is in nobody's list. What
-    holds it may close the number some day, which must not be another file's by then.
-    """
-    with contextlib.suppress(OSError):
-        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - numbers, not paths
-            with contextlib.suppress(OSError):
-                if _is_bound_to(int(name), path):
-                    os.dup2(nothing, int(name), inheritable=False)
-        os.close(nothing)
-
-
-def _is_bound_to(descriptor: int, path: str) -> bool:
-    # Looked at first: of a copy of what is no socket, such as the lock, a socket cannot be made.
-    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-        return False
-    with socket.socket(fileno=os.dup(descriptor)) as found:
-        return bool(found.getsockname() == path)
-
-
-def _log_failure(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+def _log_failure(seldom: Seldom, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     error = context.get("exception")
     if isinstance(error, OSError):
         # No descriptor is left for a client, and asyncio tries again each second.
-        _seldom.warning("%s: %s", context["message"], error)
+        seldom.warning("registry %r: %s: %s", context["message"], error)
     else:
         loop.default_exception_handler(context)
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One client."""
+    """One client.
+
+    Attributes:
+        pid: its process.
+    """
 
     _transport: asyncio.Transport
 
     def __init__(self, server: Server) -> None:
+        self.pid = 0
         self._server = server
+        self._answer = server.answer
+        # Once a client, or each request would pay for a log that nobody reads.
+        if log.isEnabledFor(logging.DEBUG):
+            self._answer = self._answer_and_log
         self._buffer = FrameBuffer()
         self._frames: Iterator[bytes] = iter(())
         self._is_full = self._is_busy = self._is_waiting = self._is_finishing = False
@@ -248,9 +243,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what came."""
-        self.data_received(bytes(self._server.buffer[:nbytes]))
+        self.take(bytes(self._server.buffer[:nbytes]))
 
-    def data_received(self, data: bytes) -> None:
+    def take(self, data: bytes) -> None:
         """Carry out what came; nothing more comes before that is done."""
         self._frames = iter(self._buffer.feed(data))
         self._is_busy = True
@@ -299,7 +294,7 @@ class Connection(asyncio.BufferedProtocol):
         size = 0
         try:
             for frame in self._frames:
-                replies.append(encode(self._server.answer(decode_request(frame))))
+                replies.append(encode(self._answer(decode_request(frame))))
                 size += len(replies[-1])
                 if len(replies) >= _TURN or size >= _HIGH:
                     self._is_waiting = True
@@ -308,7 +303,8 @@ class Connection(asyncio.BufferedProtocol):
                     return
         except ProtocolError as error:
             self._transport.write(b"".join(replies))
-            _seldom.warning("registry %r: refused a client: %s", self._server.name, str(error))
+            text = "registry %r: refused a client: %s"
+            self._server.seldom.warning(text, str(error), client_pid=self.pid)
             self._refuse(str(error))
             return
         except (RegistryClosed, ForkedHandle):
@@ -316,18 +312,31 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.write(b"".join(replies))
             self._transport.close()
             return
-        except Exception:
+        except Exception:  # noqa: BLE001 - it is logged, whatever it is
             # A client whose request is never answered must not wait for ever, and nobody knows
             # what became of it. What follows it is not to be carried out either.
             self._transport.write(b"".join(replies))
-            self._transport.close()
-            raise
+            text = "registry %r: a request could not be carried out"
+            self._server.seldom.exception(text, client_pid=self.pid)
+            self._refuse("this service failed, and its log says how")
+            return
         self._is_busy = False
         self._transport.write(b"".join(replies))
         if self._is_finishing:
             self._transport.close()
         elif not self._transport.is_reading():
             self._transport.resume_reading()
+
+    def _answer_and_log(self, request: Request) -> Reply:
+        reply = self._server.answer(request)
+        if type(reply) is Failed:
+            kind, session_id = type(request).__name__.lower(), str(UUID(bytes=request.session_id))
+            text = "registry %r: process %d: no %s of session %s: %s"
+            extra = {"registry": self._server.name, "client_pid": self.pid}
+            extra |= {"session_id": session_id, "error": reply.error}
+            name = self._server.name
+            log.debug(text, name, self.pid, kind, session_id, reply.error, extra=extra)
+        return reply
 
     def _refuse(self, reason: str) -> None:
         self._is_busy = False

@@ -68,7 +68,9 @@ class Serving:
         self._endpoint.open()
         reactor.run(self._server.start)
         self._control.publish_socket(self._endpoint.path)
-        log.info("registry %r: clients are answered at %s", self._name, self._endpoint.path)
+        name, path = self._name, self._endpoint.path
+        extra = {"registry": name, "path": path}
+        log.info("registry %r: clients are answered at %s", name, path, extra=extra)
 
     def withdraw(self) -> None:
         """Say that nobody answers any more. May be repeated."""

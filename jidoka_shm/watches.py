@@ -1,8 +1,8 @@
 """Watches: which owner processes are alive, learnt from one pidfd a process.
 
 A pidfd becomes readable when its process ends, however it ends, and whoever its parent is. Where
-none can be had, the process is looked at now and then instead. Only the loop's own thread calls
-this, but for ``close``.
+none can be had, or half of the descriptors are in use, the process is looked at now and then
+instead. Only the loop's own thread calls this, but for ``close``.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections import OrderedDict
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from . import processes
+from . import descriptors, processes
+from .logs import log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +25,15 @@ if TYPE_CHECKING:
 
 #: Owners that one call of ``follow`` begins to watch, so that other callers get their turn.
 _BATCH: Final = 64
+
+#: Processes without a pidfd that one call of ``poll`` looks at, a file of /proc each.
+_LOOKED_AT: Final = 512
+
+#: Processes that one line of the log names.
+_NAMED: Final = 3
+
+#: The manner of an end that nobody needs to look into.
+_WELL: Final = "exited with status 0"
 
 #: Asks how a child ended and leaves it to be waited for by the code that made it.
 _ASK: Final = os.WEXITED | os.WNOHANG | os.WNOWAIT
@@ -35,9 +46,16 @@ class Watches:
         ended: what is known of the end of each process that was watched, until it is taken out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, registry: str) -> None:
+        """Watch nobody yet.
+
+        Args:
+            registry: the registry's name, for the log.
+        """
+        self._registry = registry
         self._descriptors: dict[Identity, int] = {}
-        self._polled: dict[Identity, None] = {}
+        #: Those that were not looked at for the longest first.
+        self._polled: OrderedDict[Identity, None] = OrderedDict()
         self._notify: Callable[[], None] = _nobody
         self.ended: dict[Identity, str] = {}
 
@@ -56,8 +74,9 @@ class Watches:
             owners.arrived.discard(owner)
 
     def poll(self) -> None:
-        """Look at the processes for which there is no pidfd."""
-        for owner in list(self._polled):
+        """Look at the processes for which there is no pidfd, where there are many at some."""
+        for owner in list(islice(self._polled, _LOOKED_AT)):
+            self._polled.move_to_end(owner)
             if is_dead(owner):
                 self._end(owner, "ended")
 
@@ -83,6 +102,8 @@ class Watches:
             # Else it would pass for one that is watched.
             self._drop(owner)
             raise
+        extra = {"registry": self._registry, "owner_pid": owner.pid, "by_pidfd": watched}
+        log.debug("registry %r: watching process %d", self._registry, owner.pid, extra=extra)
         if not watched:
             self._polled[owner] = None
             if is_dead(owner):
@@ -92,9 +113,12 @@ class Watches:
         """Watch a process by a pidfd and return whether that can be done."""
         try:
             self._descriptors[owner] = descriptor = os.pidfd_open(owner.pid)
+            # Its number counts all that the process has opened. The other half is for clients, and
+            # for the program that this is part of.
+            is_few = descriptor < descriptors.room() // 2
             # The pid may have been another process's when the descriptor was opened. One that
             # has ended and was not waited for still has it, and can say how it ended.
-            if processes.started_at(owner.pid) == owner.start:
+            if is_few and processes.started_at(owner.pid) == owner.start:
                 loop = asyncio.get_running_loop()
                 loop.add_reader(descriptor, self._on_readable, owner, descriptor)
                 return True
@@ -135,6 +159,25 @@ def is_dead(owner: Identity) -> bool:
 def describe(owner: Identity, manner: str) -> str:
     """Return the error of a session whose owner ended in some manner."""
     return f"owner process {owner.pid} {manner}"
+
+
+def log_ends(registry: str, errors: dict[Identity, str], sessions: int) -> None:
+    """Say in one line which owner processes ended, and how: the first of them by name.
+
+    Args:
+        registry: the registry's name.
+        errors: the error of each one's sessions.
+        sessions: how many sessions they had, all together.
+    """
+    more = f" and {len(errors) - _NAMED} more" if len(errors) > _NAMED else ""
+    named = ", ".join(islice(errors.values(), _NAMED)) + more
+    pids = [owner.pid for owner in islice(errors, _NAMED)]
+    extra = {"registry": registry, "owners": len(errors), "owner_pids": pids, "sessions": sessions}
+    if all(error == describe(owner, _WELL) for owner, error in errors.items()):
+        log.info("registry %r: %s; sessions terminated: %d", registry, named, sessions, extra=extra)
+    else:
+        text = "registry %r: %s; sessions terminated: %d"
+        log.warning(text, registry, named, sessions, extra=extra)
 
 
 def _is_known(owner: Identity) -> bool:

@@ -28,7 +28,7 @@ from .reads import SessionReads
 from .recovery import log_dropped
 from .registry import BATCH, Registry
 from .table import TableGone
-from .watches import describe, is_dead
+from .watches import describe, is_dead, log_ends
 
 if TYPE_CHECKING:
     import weakref
@@ -179,7 +179,8 @@ class SessionWrites(SessionReads):
             self._reclaim()
         except CorruptRegistry as error:
             # One damaged record must not keep all that is due after it waiting.
-            log.error("recovering registry %r: %s", self._name, str(error))
+            extra = {"registry": self._name}
+            log.error("recovering registry %r: %s", self._name, str(error), extra=extra)
             self._resume()
         except TableGone:
             self._resume()
@@ -196,13 +197,16 @@ class SessionWrites(SessionReads):
             room -= done
 
     def _note_ends(self) -> None:
+        count = self._registry.owners.count
+        ends: dict[Identity, str] = {}
         for owner, error in list(self._watches.ended.items()):
             # Kept here before it is forgotten there: what an exception cuts short goes on later.
             self._ended[owner] = error
             del self._watches.ended[owner]
-            count = self._registry.owners.count(owner)
-            if count:
-                log.warning("registry %r: %s; sessions terminated: %d", self._name, error, count)
+            if count(owner):
+                ends[owner] = error
+        if ends:
+            log_ends(self._name, ends, sum(map(count, ends)))
 
     def _reclaim_left(self) -> None:
         """Terminate what a predecessor left of owners that have ended since."""
@@ -213,7 +217,8 @@ class SessionWrites(SessionReads):
                 count += done
         if dead:
             text = "registry %r: owner processes gone: %d; sessions terminated: %d"
-            log.warning(text, self._name, len(dead), count)
+            extra = {"registry": self._name, "owners": len(dead), "sessions": count}
+            log.warning(text, self._name, len(dead), count, extra=extra)
 
     def _watch(self) -> None:
         """Close the registry for everybody if its names were removed; called by the reactor."""
@@ -222,7 +227,8 @@ class SessionWrites(SessionReads):
         with self._lock:
             if self._closed:
                 return
-            log.error("the names of registry %r were removed: closing it", self._name)
+            text = "the names of registry %r were removed: closing it"
+            log.error(text, self._name, extra={"registry": self._name})
             self._own.end(self._registry.table)
             self._let_go(_REMOVED)
         self._reactor.stop()

@@ -90,6 +90,14 @@ def _obey(command: int, commands: int) -> None:
     os._exit(int.from_bytes(os.read(command, 1), "little"))
 
 
+def next_descriptor(after: int = 0) -> int:
+    """Return the number that a descriptor will have when so many more have been opened."""
+    opened = [os.dup(0) for _ in range(after + 1)]
+    for descriptor in opened:
+        os.close(descriptor)
+    return opened[-1]
+
+
 def pidfds() -> int:
     """Return how many pidfds this process has."""
     count = 0

@@ -436,7 +436,7 @@ def test_the_many_sessions_of_one_owner_end_some_at_a_time(
 
 
 @no_ticks
-def test_the_log_has_one_line_for_each_owner_that_died(
+def test_the_log_says_how_an_owner_ended(
     manager: SessionManager, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "jidoka_shm"), Living() as one, Living() as other:
@@ -452,6 +452,50 @@ def test_the_log_has_one_line_for_each_owner_that_died(
         f"{start} {one.pid} exited with status 3; sessions terminated: 3",
         f"{start} {other.pid} was killed by signal 9 (SIGKILL); sessions terminated: 2",
     ]
+
+
+def _log_together(
+    manager: SessionManager, caplog: pytest.LogCaptureFixture, codes: list[int]
+) -> tuple[list[int], str]:
+    """Have owners end in one turn; return their pids, in order of the log, and its one line."""
+    with ExitStack() as later, caplog.at_level(logging.INFO, "jidoka_shm"):
+        owners = [later.enter_context(Living()) for _ in codes]
+        for each in owners:
+            manager.create_session(pid=each.pid)
+        _wait_for_watches(manager, len(codes))
+        # The loop sees nothing meanwhile.
+        ended = threading.Event()
+        manager._reactor._loop.call_soon_threadsafe(ended.wait)
+        for each, code in zip(owners, codes, strict=True):
+            each.become_zombie(code)
+        ended.set()
+        wait_until(lambda: manager.count_by_status()["initializing"] == 0)
+    (record,) = caplog.records
+    assert (record.registry, record.owners, record.sessions) == (manager.name, *[len(codes)] * 2)
+    assert {*record.owner_pids} <= {each.pid for each in owners}
+    return record.owner_pids, f"{record.levelname} {record.getMessage()}"
+
+
+@no_ticks
+@pytest.mark.parametrize("bad", [0, 1])
+def test_the_log_has_one_line_for_owners_that_end_together(
+    manager: SessionManager, caplog: pytest.LogCaptureFixture, bad: int
+) -> None:
+    pids, line = _log_together(manager, caplog, [0] * (3 - bad) + [7] * bad)
+    for pid in pids:
+        assert f"owner process {pid} exited with status" in line
+    assert line.startswith("WARNING" if bad else "INFO")
+    assert line.endswith(f"exited with status {7 * bad}; sessions terminated: 3") or bad
+
+
+@no_ticks
+def test_the_log_names_the_first_of_many(
+    manager: SessionManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    pids, line = _log_together(manager, caplog, [0] * 10)
+    named = ", ".join(f"owner process {pid} exited with status 0" for pid in pids)
+    start = f"INFO registry {manager.name!r}: "
+    assert line == f"{start}{named} and 7 more; sessions terminated: 10"
 
 
 @no_ticks

@@ -72,30 +72,34 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 
 
-def _lines_of(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield level and format of each line that a module logs."""
+def _lines_of(path: Path) -> Iterator[tuple[str, str, ast.Call]]:
+    """Yield level and format of each line that a module logs, and the call."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for function in ast.walk(tree):
         if not isinstance(function, ast.FunctionDef):
             continue
-        texts = {
-            ast.unparse(node.targets[0]): ast.unparse(node.value)
-            for node in ast.walk(function)
-            if isinstance(node, ast.Assign)
-        }
-        for node in ast.walk(function):
+        texts: dict[str, str] = {}
+        nodes = [node for node in ast.walk(function) if isinstance(node, ast.Assign | ast.Call)]
+        for node in sorted(nodes, key=lambda node: node.lineno):
+            if isinstance(node, ast.Assign):
+                texts[ast.unparse(node.targets[0])] = ast.unparse(node.value)
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 logger, level = ast.unparse(node.func.value), node.func.attr
-                if logger in {"log", "_log", "_seldom", "seldom"} and level in LEVELS:
+                if logger.rpartition(".")[2] in {"log", "seldom"} and level in LEVELS:
                     text = ast.unparse(node.args[0])
-                    yield level, str(ast.literal_eval(texts.get(text, text)))
+                    yield level, str(ast.literal_eval(texts.get(text, text))), node
 
 
-def _logged() -> set[tuple[str, str]]:
+def _lines() -> list[tuple[str, str, ast.Call]]:
     package = PACKAGES / "jidoka_shm"
     # The module that gives others' warnings on has none of its own.
     paths = [path for path in package.rglob("*.py") if path != package / "logs.py"]
-    return {line for path in paths for line in _lines_of(path)}
+    return [line for path in paths for line in _lines_of(path)]
+
+
+def _logged() -> set[tuple[str, str]]:
+    levels = {"exception": "error"}
+    return {(levels.get(level, level), text) for level, text, _ in _lines()}
 
 
 def _described() -> set[tuple[str, str]]:
@@ -109,3 +113,27 @@ def test_the_page_has_each_line_of_the_log() -> None:
     logged = {(level, re.sub(r"%[a-z]", "%", text)) for level, text in _logged()}
     assert len(logged) > 10
     assert _described() == logged
+
+
+def test_each_line_has_fields_for_programs() -> None:
+    without = {
+        text
+        for _, text, call in _lines()
+        # A seldom line has the registry's name of itself.
+        if not ast.unparse(call.func).startswith(("self.seldom", "self._server.seldom", "seldom"))
+        and "extra" not in {keyword.arg for keyword in call.keywords}
+    }
+    # They are of the command and not of a registry: what ended it, and what it cannot tell.
+    assert without == {"%s", "the service manager at %r cannot be told: %s"}
+
+
+def test_the_page_has_each_field_of_the_log() -> None:
+    (names,) = re.findall(r"(?s)The fields of a line: (.+?)\.\n\n", PAGE)
+    given: set[str] = {"registry", "kept_back"}
+    for path in (PACKAGES / "jidoka_shm").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Assign | ast.AugAssign):
+                target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+                if ast.unparse(target) in {"extra", "who"} and isinstance(node.value, ast.Dict):
+                    given |= {key.value for key in node.value.keys if key is not None}
+    assert set(re.findall(r"`(\w+)`", names)) == given

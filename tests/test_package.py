@@ -64,6 +64,7 @@ ORDER = (
     "client",
     "endpoint",
     "service",
+    "descriptors",
     "server",
     "calls",
     "connection",

@@ -20,7 +20,7 @@ import threading
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from host import objects_of, path_of, processes_of
@@ -31,6 +31,7 @@ from jidoka_shm import (
     RegistryFull,
     SessionClient,
     SessionManager,
+    SessionNotFound,
     SessionReader,
     WriterUnavailable,
 )
@@ -39,7 +40,6 @@ from jidoka_shm.cli.serve import serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from uuid import UUID
 
 
 def _run(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -360,10 +360,31 @@ def test_the_log_is_lines_of_json(place: Place, registry: str) -> None:
     entries = [json.loads(line) for line in log.splitlines()]
     assert entries[-3]["message"] == f"serving registry '{registry}': 0 sessions"
     for entry in entries:
-        assert list(entry) == ["time", "level", "message", "logger", "pid"]
+        assert list(entry)[:6] == ["time", "level", "message", "logger", "pid", "registry"]
+        assert entry["registry"] == registry
         assert datetime.fromisoformat(entry["time"]).utcoffset().total_seconds() == 0
         assert (entry["level"], entry["logger"]) == ("info", "jidoka_shm")
         assert entry["pid"] == service.pid
+    fields = {key: each for entry in entries for key, each in entry.items()}
+    assert Path(fields["path"]).parent == place.path / "jidoka_shm"
+    assert (fields["sessions"], fields["signal"]) == (0, "SIGTERM")
+
+
+def test_at_debug_it_says_who_comes_and_goes(place: Place, registry: str) -> None:
+    options = ["--capacity", "16", "--log-json", "--log-level", "debug"]
+    with Service(place, registry, *options) as service:
+        with SessionClient(registry) as client:
+            client.create_session(pid=os.getpid())
+            with pytest.raises(SessionNotFound):
+                client.terminate_session(UUID(int=1))
+        _, log = service.end()
+    entries = [json.loads(line) for line in log.splitlines()]
+    told = [entry for entry in entries if entry["level"] == "debug"]
+    assert {entry["logger"] for entry in told} <= {"asyncio", "jidoka_shm"}
+    pids = [entry.get("client_pid") or entry.get("owner_pid") for entry in told[1:]]
+    assert pids == [os.getpid()] * 4
+    (refused,) = [entry for entry in told if "error" in entry]
+    assert (refused["session_id"], refused["error"]) == (str(UUID(int=1)), "SessionNotFound")
 
 
 def test_what_others_say_is_lines_of_json_too(place: Place) -> None:

@@ -7,8 +7,9 @@ import contextlib
 import errno
 import gc
 import itertools
+import logging
 import os
-import resource
+import selectors
 import shutil
 import signal
 import socket
@@ -24,10 +25,11 @@ from uuid import UUID
 import pytest
 import wire
 from host import Script, exit_code, forked, in_child, path_of, stop_at_line
+from living import Living, next_descriptor, pidfds
 from support import wait_until
 from wire import Wire
 
-from jidoka_shm import SessionManager, SessionReader, manager, server
+from jidoka_shm import SessionManager, SessionReader, descriptors, manager, server
 from jidoka_shm import endpoint as endpoint_module
 from jidoka_shm import reactor as reactor_module
 from jidoka_shm.errors import DirectoryForbidden, RegistryClosed
@@ -37,6 +39,8 @@ from jidoka_shm.protocol import MAX_FRAME, Done, Failed, Hello, Refused, encode
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from jidoka_shm import Session
+
 KEY = UUID(int=1)
 
 
@@ -45,7 +49,6 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A runtime directory of its own, in which nothing is left."""
     made = Path(tempfile.mkdtemp(prefix="jidoka-"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(made))
-    monkeypatch.setattr(server, "_seldom", Seldom())
     yield made
     left = [path.name for path in made.rglob("*.sock")]
     shutil.rmtree(made)
@@ -224,7 +227,7 @@ def test_a_client_that_becomes_ready_again_does_not_get_a_turn_more() -> None:
     async def drive() -> None:
         connection, pipe = server.Connection(Answering()), Pipe()
         connection._transport = pipe
-        connection.data_received(_heartbeats(3 * server._TURN))
+        connection.take(_heartbeats(3 * server._TURN))
         assert len(pipe.writes) == 1
         # Its next turn is on its way, so this is not one.
         connection.pause_writing()
@@ -376,10 +379,40 @@ def test_a_request_whose_answer_raises_ends_its_connection_and_no_other(
         for before in (1, server._TURN + 1):
             with Wire(service) as client:
                 client.send(_heartbeats(before) + bad + _heartbeats(1))
-                assert [type(each) for each in client.rest()] == [Done] * before
+                *replies, last = client.rest()
+                assert [type(each) for each in replies] == [Done] * before
+                assert last == Refused("this service failed, and its log says how")
         assert isinstance(other.ask(wire.update(KEY)), Done)
+    # Once, however often the client comes back with it.
+    (record,) = caplog.records
     assert "MemoryError" in caplog.text
+    assert record.registry == service.name
+    del record
     # It holds the frames, and they the manager.
+    caplog.clear()
+
+
+def test_a_fault_within_a_commit_is_no_answer_and_the_others_notice_nothing(
+    service: SessionManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    commit = service._registry.table.replace
+
+    def fail(entry: int, session: Session) -> None:
+        if session.session_id == bad:
+            raise ValueError
+        commit(entry, session)
+
+    bad = service.create_session()
+    monkeypatch.setattr(service._registry.table, "replace", fail)
+    with Wire(service) as other:
+        for _ in range(20):
+            with Wire(service) as client:
+                assert "this service failed" in _refusal(client.send(wire.update(bad)))
+            assert isinstance(other.ask(wire.update(KEY)), Done)
+    (record,) = caplog.records
+    assert (record.registry, record.client_pid) == (service.name, os.getpid())
+    assert "ValueError" in caplog.text
+    del record
     caplog.clear()
 
 
@@ -406,27 +439,54 @@ def test_a_client_too_many_is_refused_until_another_leaves(
         service.unlink()
 
 
+def _leave_room(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Let the next so many descriptors be the last that clients may have."""
+    room = next_descriptor(after=count)
+    monkeypatch.setattr(descriptors, "room", lambda: room)
+
+
 def test_descriptors_are_left_to_the_rest_of_the_process(
+    service: SessionManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Two for a client that is here too.
+    for room in (2, 3):
+        _leave_room(monkeypatch, room)
+        with Wire(service) as first, Wire(service, greeted=False) as second:
+            assert "no descriptor" in _refusal(second)
+            assert isinstance(first.ask(wire.update(KEY)), Done)
+        wait_until(lambda: _clients(service) == 0)
+    (record,) = caplog.records
+    assert "no descriptor" in record.getMessage()
+    _leave_room(monkeypatch, 0)
+    with Wire(service, greeted=False) as client:
+        assert "no descriptor" in _refusal(client)
+
+
+def test_owners_and_clients_share_the_descriptors(
     service: SessionManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    for soft, room in ((server._RESERVE + 1, 1), (10, 0)):
-        limits = (soft, hard)
-        monkeypatch.setattr(server.resource, "getrlimit", lambda _, limits=limits: limits)
-        with Wire(service, greeted=False) as first, Wire(service, greeted=False) as second:
-            if room:
-                assert isinstance(first.reply(), Hello)
-                assert "has 1 clients" in _refusal(second)
-            else:
-                assert "has 0 clients" in _refusal(first)
-        wait_until(lambda: _clients(service) == 0)
+    with Living() as one, Living() as other:
+        before = pidfds()
+        sids = [service.create_session(pid=each.pid) for each in (one, other)]
+        wait_until(lambda: len(service._watches._descriptors) == 2)
+        assert pidfds() == before + 2
+        _leave_room(monkeypatch, 2)
+        with Wire(service) as first:
+            with Wire(service, greeted=False) as second:
+                assert "no descriptor" in _refusal(second)
+            for sid in sids:
+                service.update_session(sid, pid=None)
+            wait_until(lambda: not service._watches._descriptors)
+            with Wire(service) as second:
+                assert isinstance(second.ask(wire.update(KEY)), Done)
+            assert isinstance(first.ask(wire.update(KEY)), Done)
 
 
 def test_without_descriptors_clients_wait_and_the_log_has_one_line(name: str) -> None:
     """The process has no descriptor left at all: accept fails until there are some again."""
     code = """
         import logging, os, resource, socket, sys, time
-        from jidoka_shm import SessionManager, server
+        from jidoka_shm import SessionManager
         logging.basicConfig(stream=sys.stdout, format="%(name)s %(message)s", level="WARNING")
         with SessionManager(sys.argv[1], capacity=4, listen=True) as m:
             path = m._serving._endpoint.path
@@ -437,7 +497,7 @@ def test_without_descriptors_clients_wait_and_the_log_has_one_line(name: str) ->
             resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
             for client in clients:
                 client.connect(path)
-            seen = server._seldom
+            seen = m._serving._server.seldom
             while not seen._last:
                 time.sleep(0.001)
             m.create_session()
@@ -502,18 +562,55 @@ def test_the_log_says_once_what_strangers_repeat(
     )
 
 
+def test_one_registrys_lines_keep_no_others_back(
+    service: SessionManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    with SessionManager(f"{service.name}-2", capacity=4, listen=True) as other:
+        for each in (service, other, service, other):
+            with Wire(each) as client:
+                _refusal(client.send(wire.frame(b"")))
+        assert [record.registry for record in caplog.records] == [service.name, other.name]
+        assert {record.client_pid for record in caplog.records} == {os.getpid()}
+        other.unlink()
+
+
+def test_at_debug_clients_and_refused_changes_are_told(
+    service: SessionManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, "jidoka_shm"), Wire(service) as client:
+        assert isinstance(client.ask(wire.update(KEY)), Done)
+        assert isinstance(client.ask(wire.update(UUID(int=7))), Failed)
+        client.__exit__()
+        wait_until(lambda: _clients(service) == 0)
+    start, pid = f"registry {service.name!r}: process {os.getpid()}", os.getpid()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{start} is a client, one of 1",
+        f"{start}: no update of session {UUID(int=7)}: SessionNotFound",
+        f"{start} left, clients: 0",
+    ]
+    assert {(record.registry, record.client_pid) for record in caplog.records} == {
+        (service.name, pid)
+    }
+
+
+def test_without_debug_a_request_costs_nothing_for_it(service: SessionManager) -> None:
+    with Wire(service):
+        (connection,) = service._serving._server._clients
+        assert connection._answer is service._serving._server.answer
+
+
 def test_what_was_kept_back_is_counted_at_the_next_line(caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
-    seldom = Seldom(clock=lambda: now[0])
+    seldom = Seldom("one", clock=lambda: now[0])
     for moment in (0, 1, 59.9, 60, 61, 120):
         now[0] = moment
-        seldom.warning("it came from %s", moment)
-        seldom.warning("another")
+        seldom.warning("%s: it came from %s", moment)
+        seldom.warning("%s: another")
     texts = [record.getMessage() for record in caplog.records if "it came" in record.getMessage()]
     assert texts == [
-        "it came from 0",
-        "it came from 60 (and 2 times before)",
-        "it came from 120 (and 1 times before)",
+        "one: it came from 0",
+        "one: it came from 60 (and 2 times before)",
+        "one: it came from 120 (and 1 times before)",
     ]
 
 
@@ -568,6 +665,46 @@ def test_a_client_that_reads_nothing_does_not_keep_a_manager_from_closing(
             except BlockingIOError:
                 continue
         service.unlink()
+
+
+class Clock(selectors.DefaultSelector):
+    """A loop's time, which passes at once instead of being waited for."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list:
+        self.now += timeout or 0.0
+        return super().select(0)
+
+
+class Deaf:
+    """A client that does not end before it is made to."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.ended: float | None = None
+
+    def finish(self) -> None:
+        """Let it have what is left."""
+
+    def abort(self) -> None:
+        self.ended = self._clock.now
+
+
+def test_one_that_ends_late_gives_the_others_no_time_more() -> None:
+    clock = Clock()
+    loop = asyncio.SelectorEventLoop(clock)
+    loop.time = lambda: clock.now
+    ending = server.Server(
+        "r", endpoint_module.Endpoint("r"), instance=bytes(16), answer=None, max_clients=2
+    )
+    late, deaf = Deaf(clock), Deaf(clock)
+    ending._open = {late, deaf}
+    loop.call_later(0.9 * server._LAST, ending.dismiss, late)
+    loop.run_until_complete(ending.stop())
+    loop.close()
+    assert late.ended is None
+    assert deaf.ended == pytest.approx(server._LAST)
 
 
 def test_nobody_is_accepted_after_the_close(name: str) -> None:

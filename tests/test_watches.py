@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from host import exit_code, forked, in_child, stop_at_line
-from living import Grandchild, Living, pidfds
+from living import Grandchild, Living, next_descriptor, pidfds
 
-from jidoka_shm import processes
+from jidoka_shm import descriptors, processes
 from jidoka_shm import watches as watches_module
 from jidoka_shm.control import Identity
 from jidoka_shm.owners import Owners
@@ -32,7 +32,7 @@ class Watched:
 
     def __init__(self) -> None:
         self.owners = Owners()
-        self.watches = Watches()
+        self.watches = Watches("watched")
         self.noticed = asyncio.Event()
         self.watches.notify(self.noticed.set)
 
@@ -443,6 +443,62 @@ def test_a_thread_that_is_named_by_its_own_number_is_looked_at() -> None:
 
     began, end = threading.Event(), threading.Event()
     thread = threading.Thread(target=lambda: (began.set(), end.wait()))
+    _run(work)
+
+
+def test_half_of_the_descriptors_are_for_owners_and_the_others_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def work(watched: Watched) -> None:
+        children = [Living() for _ in range(4)]
+        try:
+            room = 2 * next_descriptor(after=2)
+            monkeypatch.setattr(descriptors, "room", lambda: room)
+            owners = [_who(each.pid) for each in children]
+            assert watched.follow(*owners)
+            assert (pidfds(), len(watched.watches._polled)) == (2, 2)
+            for each, owner in zip(children, owners, strict=True):
+                each.become_zombie()
+                watched.watches.poll()
+                assert str(each.pid) in await watched.end_of(owner)
+            assert pidfds() == 0
+        finally:
+            for each in children:
+                each.__exit__()
+
+    _run(work)
+
+
+def test_many_that_are_looked_at_have_their_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(watched: Watched) -> None:
+        watched.follow(*owners)
+        while not watched.follow():
+            pass
+        looked.clear()
+        rounds = -(-len(owners) // watches_module._LOOKED_AT)
+        counts = []
+        for _ in range(2 * rounds):
+            before = len(looked)
+            watched.watches.poll()
+            counts.append(len(looked) - before)
+        assert max(counts) <= watches_module._LOOKED_AT
+        assert set(looked[: len(looked) // 2]) == set(owners)
+        # One that ends takes nobody's turn.
+        dead.update(owners[::2])
+        for _ in range(rounds + 1):
+            watched.watches.poll()
+        assert watched.watches.ended.keys() == dead
+
+    def is_alive(owner: Identity) -> bool:
+        looked.append(owner)
+        return owner not in dead
+
+    _refuse(monkeypatch, errno.ENOSYS)
+    monkeypatch.setattr(processes, "is_alive", is_alive)
+    looked: list[Identity] = []
+    dead: set[Identity] = set()
+    namespace = processes.own_namespace()
+    owners = [Identity(pid, 1, namespace) for pid in range(1, 1301)]
     _run(work)
 
 

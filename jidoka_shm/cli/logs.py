@@ -120,5 +120,6 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        fields = {key: each for key, each in vars(record).items() if key not in _OWN}
-        return json.dumps(fields | entry if fields else entry, default=shown)
+        known = _OWN | entry.keys()
+        fields = {key: each for key, each in vars(record).items() if key not in known}
+        return json.dumps(entry | fields, default=shown)

@@ -127,14 +127,17 @@ def _serve(name: str, options: dict[str, Any]) -> int:
         signals.defer()
         with manager:
             count = len(manager)
-            log.info("serving registry %r: %d sessions", name, count)
+            extra = {"registry": name, "sessions": count}
+            log.info("serving registry %r: %d sessions", name, count, extra=extra)
             notify.ready(f"Serving registry {name}")
             try:
                 number = signals.wait(manager)
-                log.info("%s: closing registry %r", number.name, name)
+                extra = {"registry": name, "signal": number.name}
+                log.info("%s: closing registry %r", number.name, name, extra=extra)
             finally:
                 notify.stopping(f"Closing registry {name}")
-        log.info("closed registry %r, which stays for its next writer", name)
+        text = "closed registry %r, which stays for its next writer"
+        log.info(text, name, extra={"registry": name})
     return DONE
 
 
@@ -149,7 +152,9 @@ def _manager(name: str, options: dict[str, Any]) -> SessionManager:
         wait = options["wait"]
         if not wait:
             raise
-        log.info("registry %r: waiting up to %g s for process %s to end", name, wait, error.pid)
+        text = "registry %r: waiting up to %g s for process %s to end"
+        extra = {"registry": name, "writer_pid": error.pid, "wait": wait}
+        log.info(text, name, wait, error.pid, extra=extra)
         notify.status(f"Waiting for process {error.pid} to end")
     return SessionManager(name, listen=True, **options)
 
