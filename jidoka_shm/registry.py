@@ -255,10 +255,6 @@ class Registry:
         """Return the next deadline, or 0, which is at once, where an owner is not watched yet."""
         return 0 if self.owners.arrived else self._deadlines.next()
 
-    def next_deadline(self) -> int | None:
-        """Return when ``expire`` has something to do, in nanoseconds of the monotonic clock."""
-        return self._deadlines.next()
-
     def expire(self, now: Instant) -> None:
         """Remove the terminated whose delay is over, terminate those past their time to live."""
         for key in self._deadlines.due(now.monotonic, BATCH):

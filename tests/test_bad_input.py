@@ -337,7 +337,7 @@ class Setting(NamedTuple):
         """Return all that a call which fails must leave as it was."""
         manager = self.manager
         memory = state_of(manager._registry.table)
-        deadline = manager._registry.next_deadline()
+        deadline = manager._registry._deadlines.next()
         return memory, deadline, manager.version, manager.check(), dict(manager), dict(self.reader)
 
 

@@ -188,7 +188,7 @@ def _check_bookkeeping(manager: SessionManager) -> None:
     deadlines = {sid.int: session.payload().deadline for sid, session in manager.items()}
     known = {key: due for key, due in deadlines.items() if due is not None}
     assert manager._registry._deadlines._due == known
-    assert manager._registry.next_deadline() == min(known.values(), default=None)
+    assert manager._registry._deadlines.next() == min(known.values(), default=None)
     owned = {
         sid.int: session.pid
         for sid, session in manager.items()

@@ -98,7 +98,7 @@ def _spellings(session_id: UUID) -> list[UUID | str]:
 
 def _state(manager: SessionManager) -> tuple[object, ...]:
     """Return all that a change would change."""
-    return manager.version, dict(manager), manager._registry.next_deadline(), manager.stats()
+    return manager.version, dict(manager), manager._registry._deadlines.next(), manager.stats()
 
 
 # ---------------------------------------------------------------------------- create

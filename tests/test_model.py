@@ -240,7 +240,7 @@ class Model(RuleBasedStateMachine):
     def the_next_deadline_is_the_earliest(self) -> None:
         known = [known["deadline"] for known in self.live.values()]
         expected = min((when for when in known if when is not None), default=None)
-        assert self.registry.next_deadline() == expected
+        assert self.registry._deadlines.next() == expected
 
     def _same(self, session: Session, known: dict[str, object]) -> None:
         assert session.status is known["status"]

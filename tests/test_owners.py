@@ -229,9 +229,9 @@ def test_who_writes_next_watches_all_owners() -> None:
 def test_a_new_owner_is_to_be_looked_after_at_once() -> None:
     registry = _registry()
     registry.create(UUID(int=1), owner=None, ttl=30, now=at(0), **maps_of())
-    assert registry.next_turn() == registry.next_deadline() == 30
+    assert registry.next_turn() == 30
     _create(registry, 2, ANN)
-    assert (registry.next_turn(), registry.next_deadline()) == (0, 30)
+    assert registry.next_turn() == 0
     registry.owners.arrived.clear()
     assert registry.next_turn() == 30
 
@@ -245,7 +245,9 @@ def test_the_end_of_an_owner_ends_its_sessions_and_no_others() -> None:
         _create(registry, key, owner)
     assert registry.owner_ended(ANN, "it ended", at(100)) == 2
     assert [_error_of(registry, key) for key in (0, 2)] == ["it ended"] * 2
-    assert registry.next_deadline() == 100 + DELAY
+    assert registry.owners.arrived == {BOB}
+    registry.owners.arrived.clear()
+    assert registry.next_turn() == 100 + DELAY
     assert _owned(registry) == {1: BOB}
     registry.expire(at(100 + DELAY))
     assert registry.table.look_up(UUID(int=0)) is None

@@ -305,7 +305,7 @@ def test_a_second_end_changes_nothing(registry: Registry) -> None:
     registry.terminate(UUID(int=5), error="second", now=at(20))
     assert state_of(registry.table) == before
     assert _get(registry, 5).error == "first"
-    assert registry.next_deadline() == DELAY
+    assert registry.next_turn() == DELAY
 
 
 def test_an_end_of_what_is_gone_is_an_error(registry: Registry) -> None:
@@ -324,7 +324,7 @@ def test_the_terminated_is_removed_after_the_delay_and_not_before(
         registry.terminate(UUID(int=5), error=None, now=at(100))
     else:
         registry.update(UUID(int=5), status=TERMINATED, now=at(100))
-    assert registry.next_deadline() == 100 + DELAY
+    assert registry.next_turn() == 100 + DELAY
     registry.expire(at(100 + DELAY - 1))
     assert _get(registry, 5).status is TERMINATED
     registry.expire(at(100 + DELAY))
@@ -346,7 +346,7 @@ def test_a_time_to_live_given_with_the_end_does_not_put_off_the_removal(
 ) -> None:
     _create(registry, 5)
     registry.update(UUID(int=5), status=TERMINATED, ttl=10**9, now=at(0))
-    assert registry.next_deadline() == DELAY
+    assert registry.next_turn() == DELAY
 
 
 def test_a_delay_of_nothing_removes_at_once() -> None:
@@ -367,7 +367,7 @@ def test_a_time_to_live_stands_on_both_clocks(registry: Registry) -> None:
 
 def test_a_session_expires_at_its_deadline_and_not_before(registry: Registry) -> None:
     _create(registry, 5, at(100), ttl=30)
-    assert registry.next_deadline() == 130
+    assert registry.next_turn() == 130
     registry.expire(at(129))
     assert _get(registry, 5).status is INITIALIZING
     registry.expire(at(130))
@@ -401,14 +401,14 @@ def test_a_time_to_live_counts_from_the_update(registry: Registry) -> None:
 def test_a_heartbeat_does_not_put_off_the_deadline(registry: Registry) -> None:
     _create(registry, 5, ttl=30)
     registry.update(UUID(int=5), status=INITIALIZING, metadata=_map({"a": 1}), now=at(20))
-    assert registry.next_deadline() == 30
+    assert registry.next_turn() == 30
 
 
 def test_none_clears_the_time_to_live(registry: Registry) -> None:
     _create(registry, 5, ttl=30)
     changed = registry.update(UUID(int=5), ttl=None, now=at(20))
     assert (changed.expires_at, changed.payload().deadline) == (None, None)
-    assert registry.next_deadline() is None
+    assert registry.next_turn() is None
 
 
 def test_a_deadline_moved_away_and_back_expires_once(registry: Registry) -> None:
@@ -424,21 +424,21 @@ def test_with_no_deadline_there_is_nothing_to_do(registry: Registry) -> None:
     _create(registry, 5)
     before = state_of(registry.table)
     registry.expire(at(10**18))
-    assert registry.next_deadline() is None
+    assert registry.next_turn() is None
     assert state_of(registry.table) == before
 
 
 def test_the_earliest_deadline_is_the_next(registry: Registry) -> None:
     for key, ttl in ((1, 70), (2, 30), (3, None), (4, 50)):
         _create(registry, key, ttl=ttl)
-    assert registry.next_deadline() == 30
+    assert registry.next_turn() == 30
 
 
 def test_a_session_that_is_gone_otherwise_is_no_longer_due(registry: Registry) -> None:
     _create(registry, 5, ttl=30)
     registry.table.remove(registry.table.look_up(UUID(int=5))[0])
     registry.expire(at(30))
-    assert registry.next_deadline() is None
+    assert registry.next_turn() is None
 
 
 def test_many_that_are_due_are_ended_in_parts_the_earliest_first() -> None:
@@ -451,7 +451,7 @@ def test_many_that_are_due_are_ended_in_parts_the_earliest_first() -> None:
     assert 0 < len(ended) < 1000
     for _ in range(1000):
         registry.expire(at(2000))
-    assert registry.next_deadline() == 2000 + DELAY
+    assert registry.next_turn() == 2000 + DELAY
     assert {_get(registry, key).status for key in range(1000)} == {TERMINATED}
 
 
@@ -544,10 +544,10 @@ def test_a_failed_change_leaves_everything_as_it_was(kind: str) -> None:
     for key, status in zip((1, 2, 3, 4), (INITIALIZING, ACTIVE, IDLE, TERMINATED), strict=True):
         _come_to(registry, key, status)
     registry.update(UUID(int=2), ttl=1000, now=at(0))
-    before = state_of(registry.table), registry.next_deadline(), len(registry._deadlines)
+    before = state_of(registry.table), registry.next_turn(), len(registry._deadlines)
     with pytest.raises(error):
         change(registry)
-    assert (state_of(registry.table), registry.next_deadline(), len(registry._deadlines)) == before
+    assert (state_of(registry.table), registry.next_turn(), len(registry._deadlines)) == before
     assert registry.table.check() == []
 
 
@@ -654,7 +654,7 @@ def test_the_longest_session_can_be_ended_whatever_the_error(
     registry.terminate(UUID(int=5), error=error, now=LATE)
     ended = _get(registry, 5)
     assert (ended.status, ended.metadata) == (TERMINATED, metadata)
-    assert registry.next_deadline() == LATE.monotonic + DELAY
+    assert registry.next_turn() == LATE.monotonic + DELAY
     assert ended.error == error or (error or "").startswith(ended.error or "")
     assert registry.table.check() == []
 
@@ -735,7 +735,7 @@ def test_a_next_writer_takes_up_the_deadlines(registry: Registry) -> None:
     _create(registry, 4)
     registry.terminate(UUID(int=4), error=None, now=at(0))
     fresh = _resumed(registry)
-    assert fresh.next_deadline() == 30
+    assert fresh.next_turn() == 30
     fresh.expire(at(30))
     assert _get(fresh, 2).error == "expired"
     fresh.expire(at(69))
@@ -749,7 +749,7 @@ def test_what_came_due_meanwhile_is_ended_at_the_first_expiry(registry: Registry
     fresh = _resumed(registry)
     fresh.expire(at(10**12))
     assert _get(fresh, 1).error == "expired"
-    assert fresh.next_deadline() == 10**12 + DELAY
+    assert fresh.next_turn() == 10**12 + DELAY
 
 
 def test_a_writer_that_resumes_twice_takes_up_each_deadline_once(registry: Registry) -> None:
@@ -765,7 +765,7 @@ def test_a_writer_that_resumes_forgets_the_deadlines_it_made_up(registry: Regist
     # As after an interrupted call, whose deadline was set and whose session was not committed.
     registry._deadlines.set(77, 5)
     registry.resume(ME)
-    assert registry.next_deadline() is None
+    assert registry.next_turn() is None
 
 
 def test_what_a_next_writer_drops_is_told_and_counted(registry: Registry) -> None:
@@ -798,7 +798,7 @@ def test_a_hundred_thousand_sessions_through_64_slots_leave_nothing_behind() -> 
         assert len(registry._deadlines) <= 11
         assert len(registry._deadlines._heap) <= 100
     registry.expire(at(10**9))
-    assert (writer.free_slots, registry.next_deadline()) == (64 + SPARE_SLOTS, None)
+    assert (writer.free_slots, registry.next_turn()) == (64 + SPARE_SLOTS, None)
     assert writer.check() == []
 
 
@@ -932,4 +932,4 @@ def test_a_record_keeps_the_last_requests_id_and_all_else(
     kept, found = old.payload(), new.payload()
     deadline = kept.deadline if status is not TERMINATED else 2 + DELAY
     assert astuple(found) == astuple(replace(kept, request=SECOND, deadline=deadline))
-    assert registry.next_deadline() == found.deadline
+    assert registry._deadlines.next() == found.deadline
