@@ -45,6 +45,15 @@ def check_whole(name: str, value: object) -> int:
     return number
 
 
+def check_word(name: str, value: object) -> int:
+    """Return ``value`` as a whole number of 64 bits, 0 or more."""
+    number = check_whole(name, value)
+    if number >= 1 << 64:
+        msg = f"{name} is {shown(number)}: it must be of 64 bits"
+        raise ValueError(msg)
+    return number
+
+
 def check_version(value: object) -> int:
     """Return ``value`` as a session's version, 1 or more and of 64 bits."""
     version = _as_int("version", value, "a whole number")

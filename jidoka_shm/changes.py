@@ -10,7 +10,7 @@ from typing import Any, Final
 from msgspec import UNSET
 
 from . import processes
-from .arguments import check_pid, check_seconds, check_text, check_whole
+from .arguments import check_pid, check_seconds, check_text, check_word
 from .control import Identity
 from .errors import OwnerNotAlive
 from .maps import encode_map, encode_maps
@@ -50,7 +50,7 @@ def for_update(  # noqa: PLR0913, PLR0917 - one argument a field
     if ttl is not UNSET:
         fields["ttl"] = None if ttl is None else _ttl(ttl)
     if expected_version is not None:
-        fields["expected_version"] = check_whole("expected_version", expected_version)
+        fields["expected_version"] = check_word("expected_version", expected_version)
     return fields
 
 

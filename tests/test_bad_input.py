@@ -225,8 +225,8 @@ _PIDS = [
 ]
 _VERSIONS = [
     *_rows(TypeError, "expected_version is of type ", *_NO_WHOLES),
-    *_rows(ValueError, "expected_version is ", -1, -HUGE, Whole(-1)),
-    *_rows(VersionConflict, "is at version 1, not ", 0, 2, 2**40 + 1, 2**64 + 1, HUGE, Whole(2)),
+    *_rows(ValueError, "expected_version is ", -1, -HUGE, Whole(-1), 2**64, HUGE),
+    *_rows(VersionConflict, "is at version 1, not ", 0, 2, 2**40 + 1, 2**64 - 1, Whole(2)),
 ]
 _TTLS = [
     *_seconds("ttl", none=True),

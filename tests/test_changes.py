@@ -178,14 +178,23 @@ def test_a_time_to_live_of_another_type_is_refused(make: object, seconds: object
 # ---------------------------------------------------------------------------- versions
 
 
-@pytest.mark.parametrize("version", [0, 1, 2**64])
+@pytest.mark.parametrize("version", [0, 1, 2**64 - 1])
 def test_an_expected_version_is_taken_as_it_is(version: int) -> None:
     assert _update(expected_version=version) == {"expected_version": version}
 
 
-def test_a_negative_version_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^expected_version is -1: "):
-        _update(expected_version=-1)
+@pytest.mark.parametrize(
+    ("version", "text"),
+    [
+        (-1, r"^expected_version is -1: it must be 0 or more$"),
+        (2**64, rf"^expected_version is {2**64}: it must be of 64 bits$"),
+        (10**5000, r"^expected_version is int without a repr \(ValueError\): "),
+    ],
+    ids=["negative", "65 bits", "without a text"],
+)
+def test_a_version_that_no_session_can_have_is_refused(version: int, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        _update(expected_version=version)
 
 
 @pytest.mark.parametrize("version", [True, "1", 1.0, UNSET])

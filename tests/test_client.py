@@ -254,11 +254,17 @@ def test_what_no_request_can_carry_is_too_large_at_once(
     assert len(service.requests) == 2
 
 
-def test_a_version_beyond_all_is_a_conflict(listening: SessionManager) -> None:
+def test_a_version_that_is_none_of_64_bits_is_refused_as_it_was_given(
+    listening: SessionManager,
+) -> None:
     sid = listening.create_session()
-    with SessionClient(listening.name) as client, pytest.raises(VersionConflict) as caught:
-        client.update_session(sid, expected_version=10**5000)
-    assert caught.value.actual == 1
+    with SessionClient(listening.name) as client:
+        for handle in (listening, client):
+            with pytest.raises(ValueError, match=f"expected_version is {2**64}: "):
+                handle.update_session(sid, expected_version=2**64)
+            with pytest.raises(VersionConflict) as caught:
+                handle.update_session(sid, expected_version=2**64 - 1)
+            assert (caught.value.expected, caught.value.actual) == (2**64 - 1, 1)
 
 
 # ---------------------------------------------------------------------------- opening
