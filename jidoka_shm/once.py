@@ -1,19 +1,25 @@
 """Changes that a client may send again: each is made once, or it is said that nobody can tell.
 
 A request has an id, and the record that a request makes keeps it. A request that is sent again,
-because its reply was lost with the connection or the writer, is judged by what stands in the table:
+because its reply was lost with the connection or the writer, is judged by what stands in the table.
+Of these the first that is so counts:
 
 ==========================================  =============================================
-the session's record has its id             it was made: the record is the answer
+the session is not there                    unknown, where any session was removed since; else it
+                                            was not made: it is made now
 the session did not change since            it was not made: it is made now
+the session's record has its id             it was made: the record is the answer
 the session changed since, by another id    unknown: the id may have been overwritten
-the session is not there                    it was not made, where no session was removed since;
-                                            else it is unknown
 ==========================================  =============================================
 
-A terminate asks for less: a session that is terminated or was removed is what it wanted, and it is
-done. One that lives was not terminated, unless it changed since and some session was removed since:
-it may be another one of the same id, and then it is unknown.
+A terminate asks for less, that the session is terminated or gone:
+
+==========================================  =============================================
+no session was removed since                it is made now; one that is terminated stays as it is
+the session is not there                    done
+the session lives, and changed since        unknown: it may be another one of the same id
+the session is anything else                it is made now, as above
+==========================================  =============================================
 
 What this writer did itself it remembers for a while, so mostly only a request that its predecessor
 may have carried out is unknown. What it remembers also answers a request that comes late, after it
