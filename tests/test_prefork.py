@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
+import importlib
 import importlib.util
+import io
 import json
 import os
 import re
@@ -14,14 +17,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 import pytest
 from supervised import LIMIT, ROOT, Place, Service
 from support import wait_until
 
-from jidoka_shm import SessionReader
+from jidoka_shm import SessionManager, SessionReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -237,6 +240,95 @@ def test_the_writer_in_the_master(place: Place, registry: str, line: str) -> Non
     with Server(place, line, registry) as server:
         assert server.ask("PATCH", kept, status="active")[0] == 200
         server.end()
+
+
+@pytest.fixture
+def programs(registry: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Programs]:
+    """The programs' modules, in this process, for a registry that is to be made."""
+    monkeypatch.setenv("SESSIONS", registry)
+    monkeypatch.syspath_prepend(PROGRAMS)
+    names = ["answers", "wsgi_app", "asgi_app"]
+    answers, wsgi, asgi = map(importlib.import_module, names)
+    yield Programs(answers, wsgi, asgi)
+    if answers.sessions.cache_info().currsize:
+        answers.sessions().close()
+    for name in names:
+        del sys.modules[name]
+
+
+class Programs(NamedTuple):
+    """What is told over HTTP, without a server."""
+
+    answers: Any
+    wsgi: Any
+    asgi: Any
+
+    def answer(self, method: str, path: object = "", **body: object) -> int:
+        """Return the status of an answer."""
+        raw = json.dumps(body).encode() if body else b""
+        status: int = self.answers.answer(method, f"/sessions/{path}", raw)[0]
+        return status
+
+    def ask_wsgi(self, method: str, body: bytes) -> str:
+        """Return the status line that the WSGI app answers with."""
+        lines: list[str] = []
+        environ = {"REQUEST_METHOD": method, "PATH_INFO": "/sessions/"}
+        environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+        (text,) = self.wsgi.app(environ, lambda line, _: lines.append(line))
+        assert json.loads(text)
+        return lines[0]
+
+    def ask_asgi(self, method: str, body: bytes) -> int:
+        """Return the status that the ASGI app answers with."""
+        sent: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"body": body}
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": method, "path": "/sessions/"}
+        asyncio.run(self.asgi.app(scope, receive, send))
+        assert json.loads(sent[1]["body"])
+        return int(sent[0]["status"])
+
+
+def test_each_error_has_its_status(programs: Programs, registry: str, place: Place) -> None:
+    assert programs.answer("GET", uuid4()) == 503
+    with SessionManager(registry, capacity=1, listen=True) as manager:
+        sid = manager.create_session()
+        assert programs.answer("GET", sid) == 200
+        assert programs.answer("GET", uuid4()) == 404
+        # A registry that is full is no fault of who asks.
+        assert programs.answer("POST", n=1) == 507
+        assert programs.answer("PATCH", sid, status="idle") == 409
+        assert programs.answer("PATCH", sid, status="active", expected_version=9) == 409
+        bad = [{"status": "gone"}, {"metadata": 5}, {"what": 1}, {"metadata": {"a": "x" * 999}}]
+        assert [programs.answer("PATCH", sid, **each) for each in bad] == [400] * len(bad)
+        assert programs.answer("GET", "nonsense") == 400
+        assert programs.answer("PUT", sid) == 400
+    assert place.path.exists()
+    assert programs.answer("PATCH", sid, status="active") == 503
+    SessionManager(registry).unlink()
+    assert programs.answer("GET", sid) == 503
+
+
+@pytest.mark.parametrize(
+    "body", [b"[]", b"5", b"null", b'"x"', b"{", b"\xff", b"[" * 100_000, b'{"a": 1e999}']
+)
+def test_a_body_that_is_no_object_of_json_is_the_clients_fault(
+    programs: Programs, registry: str, place: Place, body: bytes
+) -> None:
+    with SessionManager(registry, capacity=2, listen=True) as manager:
+        assert programs.ask_wsgi("POST", body) == "400 Bad Request"
+        assert programs.ask_asgi("POST", body) == 400
+        assert len(manager) == 0
+        assert programs.ask_wsgi("POST", b"") == "200 OK"
+        assert programs.ask_asgi("POST", b'{"n": 1}') == 200
+        assert programs.ask_wsgi("POST", b"") == "507 Insufficient Storage"
+        manager.unlink()
+    assert place.path.exists()
 
 
 def test_the_page_shows_the_client_of_the_programs() -> None:

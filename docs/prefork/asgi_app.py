@@ -21,9 +21,7 @@ async def app(scope: Message, receive: Receive, send: Send) -> None:
         return
     body = await _body(receive)
     # A change waits for the writer's reply, and would keep this loop's other clients waiting.
-    status, found = await asyncio.to_thread(
-        answer, scope["method"], scope["path"], json.loads(body) if body else {}
-    )
+    status, found = await asyncio.to_thread(answer, scope["method"], scope["path"], body)
     headers = [(b"content-type", b"application/json")]
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers.append((b"retry-after", b"1"))

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 def app(environ: dict[str, Any], start_response: Callable[..., object]) -> list[bytes]:
     """Answer one request."""
     body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-    status, found = answer(
-        environ["REQUEST_METHOD"], environ["PATH_INFO"], json.loads(body) if body else {}
-    )
+    status, found = answer(environ["REQUEST_METHOD"], environ["PATH_INFO"], body)
     text = json.dumps(found).encode()
     headers = [("Content-Type", "application/json"), ("Content-Length", str(len(text)))]
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
