@@ -352,6 +352,44 @@ def test_a_client_that_never_reads_costs_a_bounded_memory(service: SessionManage
         tracemalloc.stop()
 
 
+def _largest(key: UUID) -> bytes:
+    """Return a request in a frame of the largest size that there may be."""
+    few = len(encode(wire.create(key, maps=({"a": "x" * 70_000}, {})))) - 4 - 70_000
+    found = encode(wire.create(key, maps=({"a": "x" * (MAX_FRAME - few)}, {})))
+    assert len(found) == 4 + MAX_FRAME
+    return found
+
+
+def test_a_frame_of_the_largest_size_is_answered(service: SessionManager) -> None:
+    with Wire(service) as client:
+        client.send(_largest(UUID(int=2)) + encode(wire.update(KEY)))
+        reply = client.reply()
+        assert isinstance(reply, Failed)
+        assert (reply.error, reply.facts[0] > MAX_FRAME - 100) == ("RecordTooLarge", True)
+        assert isinstance(client.reply(), Done)
+
+
+@pytest.mark.parametrize("missing", [1, MAX_FRAME // 2])
+def test_half_a_frame_costs_what_it_holds_for_as_long_as_it_lies_there(
+    service: SessionManager, missing: int
+) -> None:
+    part = _largest(UUID(int=2))[:-missing]
+    with Wire(service) as other, contextlib.ExitStack() as later:
+        tracemalloc.start()
+        later.callback(tracemalloc.stop)
+        before = tracemalloc.get_traced_memory()[0]
+        slow = [later.enter_context(Wire(service)) for _ in range(4)]
+        for each in slow:
+            each.send(part)
+        buffers = [client._buffer for client in service._serving._server._clients]
+        wait_until(lambda: sum(map(len, buffers)) == 4 * len(part))
+        # A growing bytearray takes an eighth more than it holds.
+        assert tracemalloc.get_traced_memory()[0] - before < 4 * len(part) * 1.2 + (1 << 20)
+        assert isinstance(other.ask(wire.update(KEY)), Done)
+        later.close()
+        wait_until(lambda: _clients(service) == 1)
+
+
 def test_a_client_that_reads_late_gets_every_reply(service: SessionManager) -> None:
     count = 6000
     with Wire(service) as late:
