@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from .protocol import Owner, Request
 
 
-_LARGEST: Final = (1 << 64) - 1
-
 #: What a heartbeat changes.
 _NOTHING: Final = Fields()
 
@@ -74,9 +72,6 @@ def to_update(  # noqa: PLR0913, PLR0917 - one argument a field
     fields = changes.for_update(status, metadata, llm_config, pid, ttl, expected_version)
     which = parse_session_id(session_id)
     version = fields.pop("expected_version", None)
-    if version is not None:
-        # Beyond 64 bits there is no version, nor is there one that is all ones.
-        version = min(version, _LARGEST)
     return Call(Update(os.urandom(16), None, which.bytes, version, _to_fields(fields)), which)
 
 
