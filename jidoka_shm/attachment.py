@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .session import Session, SessionStatus
 
 #: How often a registry that is not complete is looked at again, in seconds.
-_POLL: Final = 0.002
+POLL: Final = 0.002
 
 _DESTROYED: Final = "it was destroyed, and no other follows it"
 
@@ -162,17 +162,7 @@ def attach(name: str, options: ReadOptions) -> Attachment:
         FormatMismatch: where another version of this package made it.
         CorruptRegistry: where its control names a table that is not its own.
     """
-    deadline = time.monotonic() + options.timeout
-    while True:
-        try:
-            opened = _open(name, options)
-        except FileNotFoundError:
-            opened = None
-        if isinstance(opened, Attachment):
-            return opened
-        if time.monotonic() >= deadline:
-            raise _not_ready(name, options.timeout, opened)
-        time.sleep(_POLL)
+    return _patiently(functools.partial(try_to_attach, name, options), options.timeout)
 
 
 def attach_again(name: str, old: Attachment, options: ReadOptions) -> Attachment:
@@ -182,20 +172,51 @@ def attach_again(name: str, old: Attachment, options: ReadOptions) -> Attachment
         RegistryClosed: where nothing follows: no registry, or still the same table.
         Otherwise as ``attach``.
     """
-    deadline = time.monotonic() + options.timeout
+    return _patiently(functools.partial(try_again, name, old, options), options.timeout)
+
+
+def try_to_attach(name: str, options: ReadOptions) -> Attachment | Exception:
+    """Attach to a registry, or return why that cannot be yet; otherwise as ``attach``."""
+    try:
+        opened = _open(name, options)
+    except FileNotFoundError:
+        opened = None
+    return _or_reason(name, options, opened)
+
+
+def try_again(name: str, old: Attachment, options: ReadOptions) -> Attachment | Exception:
+    """Attach to what follows ``old``, or return why that cannot be yet.
+
+    Raises:
+        RegistryClosed: where nothing follows.
+        Otherwise as ``attach``.
+    """
+    try:
+        opened = _open(name, options)
+    except FileNotFoundError:
+        raise RegistryClosed(name, _DESTROYED) from None
+    control = opened.control if isinstance(opened, Attachment) else opened
+    if control is not None and (control.instance, control.generation) == old.identity:
+        raise RegistryClosed(name, _DESTROYED)
+    return _or_reason(name, options, opened)
+
+
+def _patiently(attempt: Callable[[], Attachment | Exception], timeout: float) -> Attachment:
+    """Try until it succeeds, once at least, and raise the last reason where it does not."""
+    deadline = time.monotonic() + timeout
     while True:
-        try:
-            opened = _open(name, options)
-        except FileNotFoundError:
-            raise RegistryClosed(name, _DESTROYED) from None
-        control = opened.control if isinstance(opened, Attachment) else opened
-        if control is not None and (control.instance, control.generation) == old.identity:
-            raise RegistryClosed(name, _DESTROYED)
+        opened = attempt()
         if isinstance(opened, Attachment):
             return opened
         if time.monotonic() >= deadline:
-            raise _not_ready(name, options.timeout, opened)
-        time.sleep(_POLL)
+            raise opened
+        time.sleep(POLL)
+
+
+def _or_reason(
+    name: str, options: ReadOptions, opened: Attachment | ControlReader | None
+) -> Attachment | Exception:
+    return opened if isinstance(opened, Attachment) else _not_ready(name, options.timeout, opened)
 
 
 def _not_ready(name: str, timeout: float, control: ControlReader | None) -> Exception:

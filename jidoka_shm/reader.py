@@ -18,10 +18,47 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-_CLOSED = "this reader is closed"
+class AttachedReads(SessionReads):
+    """Reading by an attachment that is replaced when the registry goes on elsewhere."""
+
+    #: What a read of one that is closed says.
+    _ended = "this reader is closed"
+
+    def __init__(self, name: str, options: ReadOptions, view: Attachment) -> None:
+        """Take what was checked, and what to read by."""
+        self._name = name
+        self._options = options
+        self._lock = threading.RLock()
+        self._closed = False
+        self._view = view
+        forks.register(self)
+
+    def _attach_again(self, old: Attachment) -> None:
+        # Not under the lock: each thread waits for its own timeout and for nobody else's, and a
+        # signal handler that reads in the middle of this waits for nothing that it interrupts.
+        view = attach_again(self._name, old, self._options) if self._view is old else None
+        if view is not None:
+            self._go_on_with(view, old)
+
+    def _go_on_with(self, view: Attachment, old: Attachment) -> None:
+        with self._lock:
+            if self._view is old:
+                self._view = view
+            if self._closed:
+                # Closed by another thread meanwhile, which must stand.
+                self._view = detached(RegistryClosed, self._name, self._ended)
+
+    def close(self) -> None:
+        """Let go of the registry. May be repeated; reads in other threads end by themselves."""
+        self._closed = True
+        self._view = detached(RegistryClosed, self._name, self._ended)
+
+    def after_fork_in_child(self) -> None:
+        """Replace the lock, which a thread that is not here may hold."""
+        self._lock = threading.RLock()
 
 
-class SessionReader(SessionReads):
+class SessionReader(AttachedReads):
     """A registry, read-only, in any process and from any thread.
 
     Leaving ``with`` closes it. It can be pickled, as its name and options, and used after a fork.
@@ -49,36 +86,13 @@ class SessionReader(SessionReads):
             RegistryForbidden, FormatMismatch, CorruptRegistry: where it cannot be read.
             InvalidName: for a name that no registry can have.
         """
-        self._name = check_name(name)
-        self._options = ReadOptions(
+        checked = check_name(name)
+        options = ReadOptions(
             timeout=check_seconds("timeout", timeout),
             cache_size=check_whole("cache_size", cache_size),
             verify=check_flag("verify", verify),
         )
-        self._lock = threading.RLock()
-        self._closed = False
-        self._view = attach(self._name, self._options)
-        forks.register(self)
-
-    def _attach_again(self, old: Attachment) -> None:
-        # Not under the lock: each thread waits for its own timeout and for nobody else's, and a
-        # signal handler that reads in the middle of this waits for nothing that it interrupts.
-        view = attach_again(self._name, old, self._options) if self._view is old else None
-        with self._lock:
-            if view is not None and self._view is old:
-                self._view = view
-            if self._closed:
-                # Closed by another thread meanwhile, which must stand.
-                self._view = detached(RegistryClosed, self._name, _CLOSED)
-
-    def close(self) -> None:
-        """Let go of the registry. May be repeated; reads in other threads end by themselves."""
-        self._closed = True
-        self._view = detached(RegistryClosed, self._name, _CLOSED)
-
-    def after_fork_in_child(self) -> None:
-        """Replace the lock, which a thread that is not here may hold."""
-        self._lock = threading.RLock()
+        super().__init__(checked, options, attach(checked, options))
 
     def __enter__(self) -> Self:
         return self
