@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
+    from .batch import Outcome
     from .calls import Call
-    from .delivery import Outcome
     from .maps import Map
     from .session import Session, SessionStatus
 

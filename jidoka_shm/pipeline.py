@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from typing import Self
     from uuid import UUID
 
+    from .batch import Outcome
     from .calls import Call
-    from .delivery import Outcome
     from .maps import Map
     from .session import SessionStatus
 

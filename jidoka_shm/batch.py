@@ -1,0 +1,191 @@
+"""What is asked for together: what is sent of it, and sent again, and what each change came to.
+
+A request keeps its id, which the record of what it made keeps too. Before it is first sent its
+client notes how the registry is, and sends that along when it sends it again: what has not changed
+since was not changed by it. Sent and not answered, a change is
+
+==============================  =============================================================
+made                            where its id stands in the session's record, in the memory that
+                                the client reads itself or in the answer of any later writer
+made                            for a session whose id this client made, where it is there
+not made                        where the session did not change since
+unknown, and an error saying so where somebody changed the session since, or it is gone; where
+                                another registry took the name; where no writer comes in time
+==============================  =============================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from typing import TYPE_CHECKING, TypeAlias
+
+from msgspec.structs import replace
+
+from .errors import JidokaError, SessionExists, WriterUnavailable
+from .protocol import (
+    Again,
+    Create,
+    Done,
+    Failed,
+    ProtocolError,
+    Unknown,
+    Update,
+    encode,
+    unpack_error,
+)
+from .slots import unpack_slot
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from .calls import Call
+    from .control import ControlReader
+    from .protocol import Reply
+    from .reads import SessionReads
+    from .session import Session
+
+#: What a change came to: what its method returns, or the error that it raises.
+Outcome: TypeAlias = "UUID | Session | Exception | None"
+
+
+class Batch:
+    """Changes that are sent in their order until each has its outcome.
+
+    Attributes:
+        calls: the changes.
+        outcomes: what they came to so far, in order.
+        sent: how many were handed over whole, so that a service may have made them.
+    """
+
+    sent = 0
+    #: How the registry was before they were.
+    _before = Again(0, 0)
+    #: What they were sent to.
+    _instance: UUID | None = None
+
+    def __init__(self, reader: SessionReads, calls: Sequence[Call]) -> None:
+        """Prepare; nothing is sent yet.
+
+        Args:
+            reader: who reads the registry.
+            calls: the changes.
+        """
+        self._reader = reader
+        self.calls = calls
+        self.outcomes: list[Outcome] = []
+
+    def check_instance(self, instance: UUID) -> None:
+        """Raise unless this is the registry that the first of them was sent to."""
+        if self._instance is None:
+            self._instance = instance
+        elif self._instance != instance:
+            reason = "another registry has its name now"
+            raise WriterUnavailable(self._reader.name, reason=reason)
+
+    # ------------------------------------------------------------------ sending
+
+    def frames(self, before: Again) -> list[bytes]:
+        """Return the frames of all that have no outcome, to be sent for the first time.
+
+        Args:
+            before: how the registry is, before the first byte of them is sent.
+        """
+        self._before = before
+        return [encode(call.request) for call in self.calls[len(self.outcomes) :]]
+
+    def note_handed(self, frames: Sequence[bytes], handed: int) -> None:
+        """Note how many bytes of the first ``frames`` were handed over."""
+        done = len(self.calls) - len(frames)
+        self.sent = done + _count(frames, handed)
+
+    def frame_again(self) -> bytes:
+        """Return the frame of the first that has no outcome, to be sent once more.
+
+        One by one: what one change of a session came to tells of the next.
+        """
+        call = self.calls[len(self.outcomes)]
+        before, session = self._before, self._visible(call)
+        if session is not None and self._went_before(session.payload().request):
+            # At that version it was made by one that was sent before this one, and not by this
+            # one yet.
+            before = Again(max(before.version, session.version), before.removed)
+        return encode(replace(call.request, again=before))
+
+    def _went_before(self, request: bytes | None) -> bool:
+        """Return whether a request was sent before the first that has no outcome."""
+        earlier = self.calls[: len(self.outcomes)]
+        return any(request == call.request.request for call in earlier)
+
+    # ------------------------------------------------------------------ outcomes
+
+    def settle(self, reply: Reply) -> None:
+        """Take the reply to the first change that has none."""
+        call = self.calls[len(self.outcomes)]
+        outcome: Outcome
+        try:
+            if type(reply) is not Done:
+                outcome = self._not_done(call, reply)
+            elif type(call.request) is Update:
+                outcome = unpack_slot(reply.record, call.session_id)
+            else:
+                outcome = call.session_id if type(call.request) is Create else None
+        except (JidokaError, ProtocolError) as error:
+            reason = str(error)
+            outcome = WriterUnavailable(self._reader.name, outcome_unknown=True, reason=reason)
+        self.outcomes.append(outcome)
+
+    def _not_done(self, call: Call, reply: Reply) -> Outcome:
+        if type(reply) is Failed:
+            error = unpack_error(reply)
+            # Sent again, it was this very request that made it: nobody else knows that id.
+            again = len(self.outcomes) < self.sent
+            taken = again and call.own_id and isinstance(error, SessionExists)
+            return call.session_id if taken else error
+        if type(reply) is Unknown:
+            return self._from_memory(call, None)
+        msg = f"a {type(reply).__name__} in a reply's place"
+        raise ProtocolError(msg)
+
+    def give_up(self, error: JidokaError) -> None:
+        """Settle all that is left: ``error`` is what keeps it from being made."""
+        for at in range(len(self.outcomes), len(self.calls)):
+            if at < self.sent:
+                outcome = self._from_memory(self.calls[at], _text(error))
+            else:
+                outcome = type(error)(*error.args)
+            self.outcomes.append(outcome)
+
+    def _from_memory(self, call: Call, reason: str | None) -> Outcome:
+        """Return what a change that was sent came to, as far as the memory says."""
+        session = self._visible(call)
+        if session is not None:
+            made = session.payload().request == call.request.request
+            if isinstance(call.request, Create) and (made or call.own_id):
+                return call.session_id
+            if made:
+                return session if isinstance(call.request, Update) else None
+        return WriterUnavailable(self._reader.name, outcome_unknown=True, reason=reason)
+
+    def _visible(self, call: Call) -> Session | None:
+        """Return the session that a change is of, where it is there to be read."""
+        with contextlib.suppress(JidokaError):
+            return self._reader.get(call.session_id)
+        return None
+
+
+def how_it_is(control: ControlReader) -> Again:
+    """Return how a registry is now, for a request that may have to be sent again."""
+    # In this order, and both before the first byte: later ones could count what it changes.
+    return Again(control.change[0] // 2, control.removals)
+
+
+def _text(error: JidokaError) -> str | None:
+    return error.reason if isinstance(error, WriterUnavailable) else str(error)
+
+
+def _count(frames: Sequence[bytes], handed: int) -> int:
+    """Return how many frames lie within the first ``handed`` bytes of all."""
+    ends = itertools.accumulate(map(len, frames))
+    return sum(1 for end in ends if end <= handed)
