@@ -51,7 +51,7 @@ class Incompatible(Exception):  # noqa: N818 - as above
     """Internal: the service speaks another version of the protocol."""
 
 
-class _Socket(socket.socket):
+class UnixSocket(socket.socket):
     """A socket that is closed with its last user; the usual one would warn of that."""
 
     def __del__(self) -> None:
@@ -93,7 +93,7 @@ class Connection:
         self._buffer = FrameBuffer(MAX_REPLY)
         # Before there is a descriptor: a thread that forks meanwhile must not leave one behind.
         forks.register(self)
-        self._socket = _Socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket = UnixSocket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(_left(deadline))
         self._socket.connect(path)
         self._socket.setblocking(True)  # noqa: FBT003 - the socket's own name for it
@@ -102,16 +102,7 @@ class Connection:
         self._await(1, deadline, self._greet)
 
     def _greet(self, reply: Reply) -> None:
-        if not isinstance(reply, Hello):
-            msg = f"it began with {type(reply).__name__}"
-            raise Lost(msg)
-        if reply.protocol != PROTOCOL_VERSION:
-            msg = (
-                f"the service speaks version {reply.protocol} of the protocol, this package "
-                f"{PROTOCOL_VERSION}: use one version of jidoka_shm everywhere"
-            )
-            raise Incompatible(msg)
-        self.instance = UUID(bytes=reply.instance)
+        self.instance = greeting_of(reply)
 
     def exchange(
         self, data: bytes, count: int, deadline: float, take: Callable[[Reply], None]
@@ -210,6 +201,25 @@ class Connection:
         inherited = getattr(self, "_socket", None)
         if inherited is not None:
             inherited.let_go()
+
+
+def greeting_of(reply: Reply) -> UUID:
+    """Return the instance that a service names in its first message.
+
+    Raises:
+        Lost: where that is something else.
+        Incompatible: where it speaks another version of the protocol.
+    """
+    if not isinstance(reply, Hello):
+        msg = f"it began with {type(reply).__name__}"
+        raise Lost(msg)
+    if reply.protocol != PROTOCOL_VERSION:
+        msg = (
+            f"the service speaks version {reply.protocol} of the protocol, this package "
+            f"{PROTOCOL_VERSION}: use one version of jidoka_shm everywhere"
+        )
+        raise Incompatible(msg)
+    return UUID(bytes=reply.instance)
 
 
 def _left(deadline: float) -> float:

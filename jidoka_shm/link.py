@@ -18,6 +18,8 @@ from .connection import Connection, Incompatible, Lost
 from .errors import WriterUnavailable
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from .attachment import Attachment
     from .reads import SessionReads
 
@@ -63,7 +65,7 @@ class Link:
             RegistryClosed: where the registry is gone, or the reader is closed.
             TimeoutError: at the deadline.
         """
-        view = _view_of(reader)
+        view = view_of(reader)
         control, identity = view.control, view.identity
         while self._idle:
             try:
@@ -72,11 +74,11 @@ class Link:
                 break
             if connection.control is control or connection.instance == identity[0]:
                 return connection
-        return _Search(self._name, reader, deadline, start=self._start).connection()
+        return _Connecting(self._name, reader, deadline, start=self._start).connection()
 
     def await_started(self, reader: SessionReads, deadline: float) -> None:
         """Connect to a service that was started a moment ago; otherwise as ``take``."""
-        search = _Search(self._name, reader, deadline, start=False)
+        search = _Connecting(self._name, reader, deadline, start=False)
         search.has_started()
         self.give(search.connection())
 
@@ -97,70 +99,67 @@ class Link:
         self._idle.clear()
 
 
-class _Search:
-    """One call's search for a service."""
+class Search:
+    """One search for a service: what a failed try means, and whether there is one to wait for.
 
-    def __init__(self, name: str, reader: SessionReads, deadline: float, *, start: bool) -> None:
+    Attributes:
+        reason: why there is none yet, where that is known.
+    """
+
+    reason: str | None = None
+
+    def __init__(self, name: str, reader: SessionReads) -> None:
+        """Begin.
+
+        Args:
+            name: the registry's name.
+            reader: who reads the registry.
+        """
         self._name = name
         self._reader = reader
-        self._deadline = deadline
-        self._may_start = start
-        self._started = False
         self._silent_since: float | None = None
-        self._reason: str | None = None
+        self._pause = _FIRST_PAUSE
 
-    def has_started(self) -> None:
-        """Wait for a writer where none lives: a service was started."""
-        self._started = True
-        self._reason = starting.silence_of(self._name)
-
-    def connection(self) -> Connection:
-        """Return a new connection; otherwise as ``Link.take``."""
-        pause = _FIRST_PAUSE
-        while True:
-            view = _view_of(self._reader)
-            path = view.control.socket_path
-            connection = None if path is None else self._connect(path, view)
-            if connection is not None:
-                return connection
-            self._check_writer(listens=path is not None)
-            if time.monotonic() >= self._deadline:
-                raise self._too_late()
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
-
-    def _too_late(self) -> TimeoutError:
-        return TimeoutError() if self._reason is None else TimeoutError(self._reason)
-
-    def _connect(self, path: str, view: Attachment) -> Connection | None:
-        """Return a connection to the service of what is read; None where there is none yet."""
-        try:
-            connection = Connection(path, self._deadline)
-        except TimeoutError:
-            raise self._too_late() from None
-        except (Incompatible, PermissionError) as error:
-            raise WriterUnavailable(self._name, reason=str(error)) from None
-        except BlockingIOError:
-            self._reason = "it accepts nobody, and no more clients can wait for it"
-            return None
-        except (OSError, Lost) as error:
-            # A path may be a dead writer's, which its successor is about to replace.
-            self._reason = str(error)
-            return None
-        if connection.instance == view.identity[0]:
-            connection.control = view.control
-            return connection
+    def fits(self, instance: UUID, view: Attachment) -> bool:
+        """Return whether the service of ``instance`` is that of what is read."""
+        if instance == view.identity[0]:
+            return True
         # The name leads to another registry by now, or its service is just going.
-        self._reason = "another registry's service answers"
-        self._reader.refresh()
-        return None
+        self.reason = "another registry's service answers"
+        return False
+
+    def note_failure(self, error: Exception) -> None:
+        """Take what a try to connect ended in.
+
+        Raises:
+            WriterUnavailable: where no other try can do better.
+        """
+        if isinstance(error, Incompatible | PermissionError):
+            raise WriterUnavailable(self._name, reason=str(error)) from None
+        if isinstance(error, BlockingIOError):
+            self.reason = "it accepts nobody, and no more clients can wait for it"
+        else:
+            # A path may be a dead writer's, which its successor is about to replace.
+            self.reason = str(error)
+
+    def pause(self, *, listens: bool) -> float:
+        """Return how long to wait until the next try, in seconds.
+
+        Args:
+            listens: whether the writer says where it listens.
+
+        Raises:
+            WriterUnavailable: where there is no writer to wait for.
+        """
+        self._check_writer(listens=listens)
+        pause = self._pause
+        self._pause = min(2 * pause, _LONGEST_PAUSE)
+        return pause
 
     def _check_writer(self, *, listens: bool) -> None:
-        """Raise unless there is a writer to wait for."""
         now = time.monotonic()
         if self._reader.writer_alive is False:
-            if not self._started:
-                self._start_one()
+            self._do_without()
         elif listens:
             self._silent_since = None
         elif self._silent_since is None:
@@ -168,12 +167,65 @@ class _Search:
         elif now - self._silent_since > _GRACE:
             raise WriterUnavailable(self._name, reason=_SILENT)
 
-    def _start_one(self) -> None:
+    def _do_without(self) -> None:
+        """Raise, where no writer lives and none is to come."""
+        raise WriterUnavailable(self._name)
+
+
+class _Connecting(Search):
+    """One call's search for a service, which waits."""
+
+    def __init__(self, name: str, reader: SessionReads, deadline: float, *, start: bool) -> None:
+        super().__init__(name, reader)
+        self._deadline = deadline
+        self._may_start = start
+        self._started = False
+
+    def has_started(self) -> None:
+        """Wait for a writer where none lives: a service was started."""
+        self._started = True
+        self.reason = starting.silence_of(self._name)
+
+    def connection(self) -> Connection:
+        """Return a new connection; otherwise as ``Link.take``."""
+        while True:
+            view = view_of(self._reader)
+            path = view.control.socket_path
+            connection = None if path is None else self._connect(path, view)
+            if connection is not None:
+                return connection
+            pause = self.pause(listens=path is not None)
+            if time.monotonic() >= self._deadline:
+                raise self._too_late()
+            time.sleep(pause)
+
+    def _too_late(self) -> TimeoutError:
+        return TimeoutError() if self.reason is None else TimeoutError(self.reason)
+
+    def _connect(self, path: str, view: Attachment) -> Connection | None:
+        """Return a connection to the service of what is read; None where there is none yet."""
+        try:
+            connection = Connection(path, self._deadline)
+        except TimeoutError:
+            raise self._too_late() from None
+        except (Incompatible, OSError, Lost) as error:
+            self.note_failure(error)
+            return None
+        if self.fits(connection.instance, view):
+            connection.control = view.control
+            return connection
+        self._reader.refresh()
+        return None
+
+    def _do_without(self) -> None:
+        if self._started:
+            return
         if not self._may_start:
             raise WriterUnavailable(self._name)
         starting.start(self._name, self._deadline)
         self.has_started()
 
 
-def _view_of(reader: SessionReads) -> Attachment:
+def view_of(reader: SessionReads) -> Attachment:
+    """Return what a reader reads by."""
     return reader._view  # noqa: SLF001 - a client's own parts
