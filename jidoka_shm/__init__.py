@@ -1,8 +1,9 @@
 """jidoka_shm: live sessions in shared memory, one writer, lock-free readers in any process.
 
 ``SessionManager`` writes a registry, ``SessionReader`` reads it from any process on the host, and
-``SessionClient`` reads it and asks its writer for changes. Names are imported when they are first
-used, so a reader or client loads neither asyncio nor the command.
+``SessionClient`` and ``AsyncSessionClient`` read it and ask its writer for changes. Names are
+imported when they are first used, so a reader or blocking client loads neither asyncio nor the
+command.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .asyncclient import AsyncSessionClient
     from .client import SessionClient
     from .errors import (
         CorruptRegistry,
         DirectoryForbidden,
+        ForeignLoop,
         ForkedHandle,
         FormatMismatch,
         IllegalTransition,
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
     )
     from .handles import Sessions, Stats
     from .manager import SessionManager
-    from .pipeline import Pipeline
+    from .pipeline import AsyncPipeline, Pipeline
     from .reader import SessionReader
     from .recovery import Recovery
     from .session import Session, SessionStatus
@@ -48,6 +51,8 @@ __version__ = "0.1.0"
 
 #: Where each public name is; the errors are all in errors.py.
 _HOMES = {
+    "AsyncPipeline": "pipeline",
+    "AsyncSessionClient": "asyncclient",
     "Pipeline": "pipeline",
     "Recovery": "recovery",
     "Session": "session",
@@ -60,8 +65,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "AsyncPipeline",
+    "AsyncSessionClient",
     "CorruptRegistry",
     "DirectoryForbidden",
+    "ForeignLoop",
     "ForkedHandle",
     "FormatMismatch",
     "IllegalTransition",

@@ -20,7 +20,8 @@
     |-- RegistryForbidden (PermissionError)    it belongs to another user
     |-- DirectoryForbidden (PermissionError)   the service's directory is not this user's
     |-- UnsupportedPlatform (OSError)          not Linux
-    |-- ForkedHandle                           a manager belongs to the process that made it
+    |-- ForkedHandle                           a handle belongs to the process that made it
+    |-- ForeignLoop (RuntimeError)             an async client belongs to the loop that entered it
     |-- ReentrantCall (RuntimeError)           a call from inside one of the manager's own
     |-- FormatMismatch                         another version's memory format
     |-- CorruptRegistry                        the memory does not hold what it must
@@ -397,7 +398,7 @@ class UnsupportedPlatform(JidokaError, OSError):
 
 @dataclass(eq=False, repr=False)
 class ForkedHandle(JidokaError):
-    """A manager was used in a process forked from the one that made it.
+    """A manager or async client was used in a process forked from the one that opened it.
 
     Attributes:
         name: the registry's name.
@@ -407,8 +408,25 @@ class ForkedHandle(JidokaError):
 
     def __str__(self) -> str:
         return (
-            f"this manager of {self.name!r} belongs to the parent process: in a forked child "
-            "read with SessionReader and change through SessionClient"
+            f"this handle of {self.name!r} belongs to the parent process: in a forked child "
+            "read with SessionReader and change through a SessionClient"
+        )
+
+
+@dataclass(eq=False, repr=False)
+class ForeignLoop(JidokaError, RuntimeError):
+    """An ``AsyncSessionClient`` was used in another event loop than the one that entered it.
+
+    Attributes:
+        name: the registry's name.
+    """
+
+    name: str
+
+    def __str__(self) -> str:
+        return (
+            f"this client of {self.name!r} belongs to another event loop: change through it in the "
+            "loop that entered it, and make a client for each loop"
         )
 
 

@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 from . import calls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from typing import Self
     from uuid import UUID
 
@@ -24,24 +24,15 @@ if TYPE_CHECKING:
     from .session import SessionStatus
 
 
-class Pipeline:
-    """Changes that are collected and sent together; for one thread at a time.
-
-    Leaving ``with`` executes what was collected since the last time, and raises as ``execute``
-    does; where the body raised, it sends nothing. It can be used again after that.
+class Collected:
+    """Changes that are collected to be sent together.
 
     Attributes:
         results: what the changes of the last execution came to, in their order: what the method
             of the same name returns, or the exception that it would have raised.
     """
 
-    def __init__(self, deliver: Callable[[Sequence[Call]], list[Outcome]]) -> None:
-        """Make an empty one; see ``SessionClient.pipeline``.
-
-        Args:
-            deliver: sends changes and returns their outcomes.
-        """
-        self._deliver = deliver
+    def __init__(self) -> None:
         self._calls: list[Call] = []
         self.results: list[Any] = []
 
@@ -93,6 +84,38 @@ class Pipeline:
         """
         self._calls.append(calls.to_terminate(session_id, error))
 
+    def _take(self) -> list[Call]:
+        """Return what was collected, which is collected no longer."""
+        collected, self._calls = self._calls, []
+        return collected
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)} changes>"
+
+
+class Pipeline(Collected):
+    """Changes that are collected and sent together; for one thread at a time.
+
+    Leaving ``with`` executes what was collected since the last time, and raises as ``execute``
+    does; where the body raised, it sends nothing. It can be used again after that.
+
+    Attributes:
+        results: what the changes of the last execution came to, in their order: what the method
+            of the same name returns, or the exception that it would have raised.
+    """
+
+    def __init__(self, deliver: Callable[[Sequence[Call]], list[Outcome]]) -> None:
+        """Make an empty one; see ``SessionClient.pipeline``.
+
+        Args:
+            deliver: sends changes and returns their outcomes.
+        """
+        super().__init__()
+        self._deliver = deliver
+
     def execute(self) -> list[Any]:
         """Send what was collected and return what each change came to, in order.
 
@@ -100,13 +123,7 @@ class Pipeline:
             JidokaError: the first that a change ended in, once all of them were sent and applied,
                 with a note that says which it was and which others failed. ``results`` has all.
         """
-        results = self.settle()
-        failed = [at for at, result in enumerate(results) if isinstance(result, Exception)]
-        if failed:
-            first: Exception = results[failed[0]]
-            first.add_note(_note(failed, len(results)))
-            raise first
-        return results
+        return _raise_first(self.settle())
 
     def settle(self) -> list[Any]:
         """Send what was collected and return what each change came to, in order.
@@ -114,12 +131,8 @@ class Pipeline:
         Returns:
             For each change what its method returns, or the exception that it would have raised.
         """
-        collected, self._calls = self._calls, []
-        self.results = self._deliver(collected)
+        self.results = self._deliver(self._take())
         return self.results
-
-    def __len__(self) -> int:
-        return len(self._calls)
 
     def __enter__(self) -> Self:
         return self
@@ -130,12 +143,58 @@ class Pipeline:
         elif self._calls:
             self.execute()
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {len(self)} changes>"
+
+class AsyncPipeline(Collected):
+    """The pipeline of an ``AsyncSessionClient``: collecting is a plain call, sending is awaited.
+
+    Leaving ``async with`` executes what was collected since the last time, and raises as
+    ``execute`` does; where the body raised, or was cancelled, it sends nothing.
+
+    Attributes:
+        results: what the changes of the last execution came to, in their order: what the method
+            of the same name returns, or the exception that it would have raised.
+    """
+
+    def __init__(self, deliver: Callable[[Sequence[Call]], Awaitable[list[Outcome]]]) -> None:
+        """Make an empty one; see ``AsyncSessionClient.pipeline``.
+
+        Args:
+            deliver: sends changes and returns their outcomes.
+        """
+        super().__init__()
+        self._deliver = deliver
+
+    async def execute(self) -> list[Any]:
+        """Send what was collected and return what each change came to; as ``Pipeline.execute``."""
+        return _raise_first(await self.settle())
+
+    async def settle(self) -> list[Any]:
+        """Send what was collected and return what each change came to; as ``Pipeline.settle``."""
+        self.results = await self._deliver(self._take())
+        return self.results
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        if kind is not None:
+            self._calls.clear()
+        elif self._calls:
+            await self.execute()
 
 
 #: Numbers of failed changes that a note lists.
 _LISTED = 20
+
+
+def _raise_first(results: list[Any]) -> list[Any]:
+    """Return results none of which is an error."""
+    failed = [at for at, result in enumerate(results) if isinstance(result, Exception)]
+    if failed:
+        first: Exception = results[failed[0]]
+        first.add_note(_note(failed, len(results)))
+        raise first
+    return results
 
 
 def _note(failed: Sequence[int], count: int) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import forks
 from .arguments import check_flag, check_seconds, check_whole
-from .attachment import Attachment, ReadOptions, attach, attach_again, detached
+from .attachment import Attachment, ReadOptions, attach, attach_again, detached, try_again
 from .errors import RegistryClosed
 from .layout import check_name
 from .reads import SessionReads
@@ -39,6 +39,21 @@ class AttachedReads(SessionReads):
         view = attach_again(self._name, old, self._options) if self._view is old else None
         if view is not None:
             self._go_on_with(view, old)
+
+    def follow(self) -> Exception | None:
+        """Attach to what bears the name now, without waiting; return why that cannot be yet.
+
+        Raises:
+            RegistryClosed: where nothing bears it any more.
+        """
+        view = self._view
+        if view.is_named() and view.control.generation == view.identity[1]:
+            return None
+        opened = try_again(self._name, view, self._options)
+        if not isinstance(opened, Attachment):
+            return opened
+        self._go_on_with(opened, view)
+        return None
 
     def _go_on_with(self, view: Attachment, old: Attachment) -> None:
         with self._lock:

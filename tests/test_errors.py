@@ -16,6 +16,7 @@ from jidoka_shm import errors
 from jidoka_shm.errors import (
     CorruptRegistry,
     DirectoryForbidden,
+    ForeignLoop,
     ForkedHandle,
     FormatMismatch,
     IllegalTransition,
@@ -70,6 +71,7 @@ CASES: list[tuple[JidokaError, str]] = [
     (DirectoryForbidden("/tmp/d", None), "is no directory"),  # noqa: S108 - a text
     (UnsupportedPlatform("win32"), "needs Linux"),
     (ForkedHandle("agents"), "SessionReader"),
+    (ForeignLoop("agents"), "a client for each loop"),
     (ReentrantCall("agents"), "set a flag"),
     (FormatMismatch("agents", 7, 1), "fresh=True"),
     (FormatMismatch("agents", None, 1), "unknown format"),

@@ -320,6 +320,7 @@ ERRORS: list[JidokaError] = [
     errors.DirectoryForbidden("/d", 5),
     errors.UnsupportedPlatform("plan9"),
     errors.ForkedHandle("r"),
+    errors.ForeignLoop("r"),
     errors.ReentrantCall("r"),
     errors.FormatMismatch("r", None, 2),
     errors.CorruptRegistry("its slot is bad"),
