@@ -70,8 +70,9 @@ class Line:
         self._socket = UnixSocket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.setblocking(False)  # noqa: FBT003 - the socket's own name for it
         self._socket.connect(path)
-        # The loop must not keep a line whose client nobody has any more.
-        loop.add_reader(self._socket.fileno(), _read, weakref.ref(self))
+        # The loop must not keep a line whose client nobody has any more. It does keep the socket:
+        # in one cycle of garbage with its line, it could close itself while the loop watches it.
+        loop.add_reader(self._socket.fileno(), _read, weakref.ref(self), self._socket)
 
     @property
     def has_room(self) -> bool:
@@ -175,7 +176,7 @@ class Line:
                 self._loop.call_soon_threadsafe(_let_go, self._loop, left)
 
 
-def _read(line: weakref.ref[Line]) -> None:
+def _read(line: weakref.ref[Line], _: UnixSocket) -> None:
     alive = line()
     if alive is not None:
         alive.read()

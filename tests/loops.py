@@ -14,6 +14,9 @@ try:
     from uvloop import new_event_loop as new_uvloop
 except ModuleNotFoundError:
     new_uvloop = None
+else:
+    # Its first loop opens a pipe for signals, which stays.
+    new_uvloop().close()
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
