@@ -70,7 +70,7 @@ async def turns(count: int = _TURNS) -> None:
 async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     """Wait for a condition while the loop runs; the limit only catches hanging."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - no event tells of what the conditions ask for
             await asyncio.sleep(0.001)
 
 

@@ -6,9 +6,9 @@ import asyncio
 import gc
 import os
 import pickle
-import sys
 import threading
-from contextlib import suppress
+import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -16,7 +16,6 @@ import pytest
 from host import Script, exit_code, forked, run_script
 from loops import cancelled, each_loop, in_each_loop, outcomes, run, turns, until
 from services import SILENCE, Scripted, first_only, sockets
-from support import wait_until
 
 from jidoka_shm import (
     AsyncPipeline,
@@ -41,12 +40,12 @@ from jidoka_shm import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from jidoka_shm.protocol import Reply, Request
 
-NewLoop = "Callable[[], asyncio.AbstractEventLoop]"
+NewLoop = Callable[[], asyncio.AbstractEventLoop]
 
 #: A writer in a process of its own. It prints a line for each one that it reads.
 SERVER = """
@@ -205,12 +204,13 @@ async def test_a_pipeline_sends_all_and_keeps_the_results(listening: SessionMana
 async def test_the_first_error_is_raised_once_all_were_applied(listening: SessionManager) -> None:
     async with AsyncSessionClient(listening.name) as client:
         changes = client.pipeline()
+        sid = changes.create_session()
+        changes.update_session(sid, status="idle")
+        changes.update_session(UUID(int=404))
+        changes.update_session(sid, status="active")
         with pytest.raises(IllegalTransition) as caught:
             async with changes:
-                sid = changes.create_session()
-                changes.update_session(sid, status="idle")
-                changes.update_session(UUID(int=404))
-                changes.update_session(sid, status="active")
+                pass
         assert caught.value.__notes__ == [
             "of the pipeline's 4 changes 2 failed: 1, 2 of its results"
         ]
@@ -233,9 +233,9 @@ async def test_a_pipelines_body_that_raises_sends_nothing(service: Scripted) -> 
         task = asyncio.create_task(work())
         await turns()
         await cancelled(task)
+        changes.create_session()
         with pytest.raises(LookupError):
             async with changes:
-                changes.create_session()
                 raise LookupError
         assert len(changes) == 0
     assert service.accepted == 0
@@ -371,7 +371,7 @@ async def test_a_read_waits_a_moment_at_most_for_a_registry_that_is_made_anew(
 
 
 @each_loop
-def test_another_loop_is_refused(listening: SessionManager, new_loop: Any) -> None:
+def test_another_loop_is_refused(listening: SessionManager, new_loop: NewLoop) -> None:
     client = AsyncSessionClient(listening.name)
     with asyncio.Runner(loop_factory=new_loop) as first:
         first.run(client.__aenter__())
@@ -511,10 +511,14 @@ async def test_leaving_lets_go_of_everything(listening: SessionManager) -> None:
 @in_each_loop
 async def test_an_exception_in_the_body_comes_out_of_it(listening: SessionManager) -> None:
     client = AsyncSessionClient(listening.name)
-    with pytest.raises(LookupError):
+
+    async def work() -> None:
         async with client:
             await client.create_session()
             raise LookupError
+
+    with pytest.raises(LookupError):
+        await work()
     with pytest.raises(RegistryClosed):
         await client.create_session()
 
@@ -550,7 +554,7 @@ async def test_a_close_ends_the_calls_that_wait(service: Scripted) -> None:
 
 @each_loop
 def test_a_loop_that_is_closed_with_calls_that_wait_leaves_nothing(
-    service: Scripted, new_loop: Any
+    service: Scripted, new_loop: NewLoop
 ) -> None:
     before = sockets()
     service.act = lambda _: SILENCE
@@ -600,13 +604,18 @@ async def test_a_client_that_is_dropped_says_so_and_holds_nothing(
 ) -> None:
     await asyncio.sleep(0)
     before = sockets()
-    client = await AsyncSessionClient(listening.name, timeout=0.05).__aenter__()
-    await client.create_session()
-    with pytest.warns(ResourceWarning, match="unclosed AsyncSessionClient"):
+
+    async def drop() -> None:
+        client = await AsyncSessionClient(listening.name, timeout=0.05).__aenter__()
+        await client.create_session()
+        timer = weakref.ref(client._channel._expiry)
         del client
-        # A timer of the loop's may still know it.
-        await asyncio.sleep(0.1)
+        # It knows what it gives up.
+        await until(lambda: timer() is None)
         gc.collect()
+
+    with pytest.warns(ResourceWarning, match="unclosed AsyncSessionClient"):
+        await drop()
     await until(lambda: sockets() == before)
 
 
