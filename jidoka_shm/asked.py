@@ -82,7 +82,7 @@ class Asked(Batch):
         """
         self.due = 0
         self.note_handed(self._frames, handed - self._begin)
-        return not self.is_over and len(self.outcomes) < self.sent
+        return len(self.outcomes) < self.sent
 
     def _went_before(self, request: bytes | None) -> bool:
         earlier = self.order.get(request, self.sent_at) < self.sent_at
