@@ -10,6 +10,7 @@ the reader's companions are: on fewer than two idle processors the figures say l
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import platform
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import UNSET
 
-from jidoka_shm import SessionClient, SessionReader, SessionStatus
+from jidoka_shm import AsyncSessionClient, SessionClient, SessionReader, SessionStatus
 from jidoka_shm.calls import to_update
 from jidoka_shm.errors import SessionNotFound
 from jidoka_shm.protocol import encode
@@ -40,6 +41,7 @@ METADATA = {"project": "my-project", "user": "ann", "n": 3}
 STATUSES = (SessionStatus.ACTIVE, SessionStatus.IDLE)
 MANY = 64
 PIPELINED = 1_000
+TASKS = 100
 LISTED = 1_000
 
 SERVICE = """
@@ -133,6 +135,10 @@ class Bench:
         stack.enter_context(Process(ECHO, path))
         self.socket = stack.enter_context(socket.socket(socket.AF_UNIX))
         self.socket.connect(path)
+        self._runner = stack.enter_context(asyncio.Runner())
+        self._awaited = AsyncSessionClient(self.name)
+        self._runner.run(self._awaited.__aenter__())
+        stack.callback(self._awaited.close)
         unset = (UNSET,) * 4
         self.bytes = encode(to_update(self.session, STATUSES[0], *unset, None).request)
 
@@ -160,6 +166,27 @@ class Bench:
             for at in range(PIPELINED):
                 changes.update_session(self.session, STATUSES[at % 2])
         return (time.perf_counter_ns() - begun) / PIPELINED
+
+    def awaited(self) -> float:
+        """Return the nanoseconds of one update that is awaited."""
+        begun = time.perf_counter_ns()
+        self._runner.run(self._update(self.session, self.trips))
+        return (time.perf_counter_ns() - begun) / self.trips
+
+    def tasks(self) -> float:
+        """Return the nanoseconds of one update, of many tasks at once."""
+        each = max(self.trips // TASKS, 1)
+
+        async def main() -> None:
+            await asyncio.gather(*[self._update(self.session, each) for _ in range(TASKS)])
+
+        begun = time.perf_counter_ns()
+        self._runner.run(main())
+        return (time.perf_counter_ns() - begun) / (TASKS * each)
+
+    async def _update(self, session: uuid.UUID, count: int) -> None:
+        for at in range(count):
+            await self._awaited.update_session(session, STATUSES[at % 2])
 
 
 class Many:
@@ -296,6 +323,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
             note("echo", bench.echoes())
             note("update", bench.updates())
             note("pipelined", bench.pipelined())
+            note("awaited", bench.awaited())
+            note("tasks", bench.tasks())
             note("many", many.updates())
         deaths = sorted(owners_death(bench.client) for _ in range(options.owners))
     for _ in range(options.rounds):
@@ -318,6 +347,9 @@ def report(found: dict[str, float]) -> Iterator[str]:
     yield f"{'echo of the same bytes':44} {echo / 1000:8.1f} us"
     yield f"{'update_session':44} {update / echo:8.3f} x echo (goal 1.5)"
     yield f"{f'pipeline of {PIPELINED:,} updates, each':44} {pipelined / update:8.3f} x (goal 0.25)"
+    awaited, tasks = found["awaited"], found["tasks"]
+    yield f"{'await update_session':44} {awaited / echo:8.3f} x echo"
+    yield f"{f'{TASKS} tasks at once, each update':44} {tasks / pipelined:8.3f} x pipeline's"
     yield f"{f'{MANY} clients, changes a second':44} {1e9 / many:8,.0f}"
     text = "the same / those of one that pipelines"
     yield f"{text:44} {pipelined / many:8.3f} (goal 0.2, or more)"

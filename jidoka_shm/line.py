@@ -155,10 +155,8 @@ class Line:
         """Close the connection. May be repeated."""
         descriptor = self._socket.fileno()
         if descriptor >= 0:
-            # A loop that is closed watches nothing any more.
-            if not self._loop.is_closed():
-                self._loop.remove_reader(descriptor)
-                self._loop.remove_writer(descriptor)
+            self._loop.remove_reader(descriptor)
+            self._loop.remove_writer(descriptor)
             self._socket.let_go()
 
     def after_fork_in_child(self) -> None:

@@ -495,6 +495,29 @@ def test_a_child_forked_in_the_middle_of_a_change_leaves_it_to_the_parent(
     assert service.accepted == 1
 
 
+def test_a_child_that_lives_on_keeps_no_connection_of_its_parents_open(
+    service: Scripted,
+) -> None:
+    ended, end = os.pipe()
+
+    def live_on() -> None:
+        os.close(end)
+        os.read(ended, 1)
+
+    async def main() -> int:
+        async with patient(service._manager.name) as client:
+            await client.create_session()
+            return forked(live_on)
+
+    child = run(main())
+    # The service sees the end of the parent's while the child lives.
+    service.stop_listening()
+    service.join_clients()
+    os.close(end)
+    os.close(ended)
+    assert exit_code(child) == 0
+
+
 # ---------------------------------------------------------------------------- the end
 
 

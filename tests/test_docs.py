@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from jidoka_shm import SessionManager
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUARANTEES = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
@@ -47,6 +49,20 @@ def test_the_example_runs() -> None:
     )
     assert (run.returncode, run.stderr) == (0, "")
     assert "terminated" in run.stdout.splitlines()[-1]
+
+
+def test_the_example_of_asyncio_runs(name: str) -> None:
+    (code,) = _blocks((ROOT / "docs" / "asyncio.md").read_text(encoding="utf-8"), "python")
+    with SessionManager(name, listen=True) as manager:
+        run = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code.replace('"agents"', repr(name))],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        manager.unlink()
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.endswith("initializing 1\n")
 
 
 def _rows() -> list[str]:
