@@ -34,7 +34,7 @@ class Owner(Protocol):
         """Take a reply; ``Lost`` or ``Incompatible`` ends the line."""
 
     def go_on(self) -> None:
-        """Send what there is: the replies of one receive are all taken, or there is room again."""
+        """Send what there is: the replies of one receive are all taken."""
 
     def lose(self, error: Exception) -> None:
         """Take the end of the line, and why."""
@@ -69,7 +69,11 @@ class Line:
         forks.register(self)
         self._socket = UnixSocket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.setblocking(False)  # noqa: FBT003 - the socket's own name for it
-        self._socket.connect(path)
+        try:
+            self._socket.connect(path)
+        except BaseException:
+            self._socket.let_go()
+            raise
         # The loop must not keep a line whose client nobody has any more. It does keep the socket:
         # in one cycle of garbage with its line, it could close itself while the loop watches it.
         loop.add_reader(self._socket.fileno(), _read, weakref.ref(self), self._socket)
@@ -111,8 +115,6 @@ class Line:
     def write(self) -> None:
         """Send more, now that there is room; the loop's callback."""
         self._send_more()
-        if self.has_room:
-            self._owner.go_on()
 
     def read(self) -> None:
         """Take what came; the loop's callback."""

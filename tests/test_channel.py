@@ -6,7 +6,9 @@ import asyncio
 import itertools
 import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ import pytest
 from host import Script
 from loops import cancelled, each_loop, in_each_loop, outcomes, run, turns, until
 from services import SILENCE, Peer, Scripted, first_only, frames_of, id_of
+from support import wait_until
 
 from jidoka_shm import (
     AsyncSessionClient,
@@ -25,6 +28,7 @@ from jidoka_shm import (
     SessionNotFound,
     WriterUnavailable,
 )
+from jidoka_shm.asked import Asked
 from jidoka_shm.protocol import (
     PROTOCOL_VERSION,
     Done,
@@ -37,7 +41,6 @@ from jidoka_shm.protocol import (
 )
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -312,6 +315,27 @@ async def test_a_pipeline_may_be_cancelled(service: Scripted) -> None:
 
 
 @in_each_loop
+async def test_a_pipeline_that_is_half_sent_may_be_cancelled(service: Scripted) -> None:
+    """What the connection was given goes through; its replies are nobody else's."""
+    count = 3000
+    gate = service.act = Gate(service)
+    async with patient(service) as client:
+        changes = client.pipeline()
+        for _ in range(count):
+            changes.create_session({"text": "x" * 300})
+        sending = asyncio.create_task(changes.execute())
+        await until(gate.asked.is_set)
+        assert not client._channel._line.has_room
+        other = asyncio.create_task(client.create_session({"other": 1}))
+        await turns()
+        await cancelled(sending)
+        gate.open()
+        assert client[await other].metadata == {"other": 1}
+        assert len(client) == count + 1
+    assert service.accepted == 1
+
+
+@in_each_loop
 async def test_a_timeout_of_the_callers_is_a_cancellation(service: Scripted) -> None:
     gate = service.act = Gate(service)
     async with patient(service) as client:
@@ -400,6 +424,40 @@ async def test_a_service_that_drops_each_request_is_left_at_the_deadline(
         assert caught.value.outcome_unknown
     # Not as fast as it can.
     assert len(service.requests) < 50
+
+
+@in_each_loop
+async def test_what_came_while_the_loop_stood_still_came_in_time(service: Scripted) -> None:
+    async with AsyncSessionClient(service._manager.name, timeout=0.1) as client:
+        await client.create_session()
+        call = asyncio.create_task(client.update_session(UUID(int=404)))
+        await turns(1)
+        wait_until(lambda: len(service.requests) == 2)
+        late = time.monotonic() + 0.2
+        wait_until(lambda: time.monotonic() > late)
+        with pytest.raises(SessionNotFound):
+            await call
+
+
+@in_each_loop
+async def test_a_service_that_accepts_nobody_is_waited_for_and_said_to(
+    service: Scripted, tmp_path: Path
+) -> None:
+    """One with so many clients waiting already that the kernel takes no more."""
+    with socket.socket(socket.AF_UNIX) as full, socket.socket(socket.AF_UNIX) as first:
+        full.bind(str(tmp_path / "full"))
+        full.listen(0)
+        first.connect(str(tmp_path / "full"))
+        service.store_path(str(tmp_path / "full").encode())
+        async with AsyncSessionClient(service._manager.name, timeout=0.2) as client:
+            with pytest.raises(WriterUnavailable, match="it accepts nobody") as caught:
+                await client.create_session()
+            assert not caught.value.outcome_unknown
+            client._channel._timeout = 60
+            call = asyncio.create_task(client.create_session())
+            await turns()
+            service.publish()
+            assert await call in client
 
 
 # ---------------------------------------------------------------------------- no service
@@ -775,6 +833,30 @@ async def test_an_end_that_nobody_waits_for_is_noticed(service: Scripted, tmp_pa
         with Scripted(service._manager, tmp_path / "another") as successor:
             await client.create_session()
             assert [request.again for request in successor.requests] == [None]
+
+
+@in_each_loop
+async def test_what_fails_while_replies_are_taken_mixes_up_none(
+    service: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the exception of a signal handler: the rest of them is asked for again."""
+    errors: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: errors.append(what))
+    take = Asked.take
+    chances = iter([True, True, False])
+
+    def take_or_fail(asked: Asked, reply: Reply) -> None:
+        if not next(chances, True):
+            raise LookupError
+        take(asked, reply)
+
+    monkeypatch.setattr(Asked, "take", take_or_fail)
+    async with patient(service) as client:
+        made = await outcomes([client.create_session({"n": n}) for n in range(9)])
+        assert [client[sid].metadata["n"] for sid in made] == list(range(9))
+        assert client.version == 9
+    assert service.accepted == 2
+    assert len(errors) == 1
 
 
 # ---------------------------------------------------------------------------- kill -9
