@@ -103,6 +103,15 @@ def patient(service: Scripted) -> AsyncSessionClient:
     return AsyncSessionClient(service._manager.name, timeout=60)
 
 
+def allow(client: AsyncSessionClient, seconds: float) -> None:
+    """Give each call so long from now on; none is under way."""
+    channel = client._channel
+    channel._timeout = seconds
+    if channel._expiry is not None:
+        channel._expiry.cancel()
+        channel._expiry = None
+
+
 class Gate:
     """A service's answer to one request that waits until a test opens it."""
 
@@ -368,8 +377,9 @@ async def test_what_is_cancelled_again_and_again_takes_no_room(service: Scripted
 async def test_a_stopped_writer_is_waited_for_no_longer_than_timeout(name: str) -> None:
     """And its late replies answer no other request, over the same connection."""
     with server(name) as script:
-        async with AsyncSessionClient(name, timeout=0.2) as client:
+        async with AsyncSessionClient(name, timeout=60) as client:
             sid = await client.create_session()
+            allow(client, 0.2)
             stop(script)
             calls = [client.update_session(sid, metadata={"n": n}) for n in range(5)]
             async with asyncio.timeout(10):
@@ -381,7 +391,7 @@ async def test_a_stopped_writer_is_waited_for_no_longer_than_timeout(name: str) 
             os.kill(script.pid, signal.SIGCONT)
             await until(lambda: client[sid].metadata == {"n": 4})
             line = client._channel._line
-            client._timeout = client._channel._timeout = 60
+            allow(client, 60)
             assert (await client.update_session(sid, metadata={"n": 9})).metadata == {"n": 9}
             assert client._channel._line is line
         end(script)
@@ -394,6 +404,7 @@ async def test_what_was_not_sent_in_time_is_not_made(service: Scripted) -> None:
         with pytest.raises(WriterUnavailable, match="No such file") as caught:
             await client.create_session()
         assert not caught.value.outcome_unknown
+        allow(client, 60)
         service.publish()
         await client.create_session()
         assert len(client) == 1
@@ -401,16 +412,17 @@ async def test_what_was_not_sent_in_time_is_not_made(service: Scripted) -> None:
 
 @in_each_loop
 async def test_each_has_a_deadline_of_its_own(service: Scripted) -> None:
-    service.act = lambda _: SILENCE
-    async with AsyncSessionClient(service._manager.name, timeout=0.2) as client:
+    gate = service.act = Gate(service)
+    async with AsyncSessionClient(service._manager.name, timeout=0.1) as client:
         first = asyncio.create_task(client.create_session())
-        await asyncio.sleep(0.1)
+        await turns()
+        client._channel._timeout = 60
         second = asyncio.create_task(client.create_session())
-        await asyncio.wait([first, second], return_when=asyncio.FIRST_COMPLETED)
-        assert (first.done(), second.done()) == (True, False)
-        assert all(
-            isinstance(error, WriterUnavailable) for error in await outcomes([first, second])
-        )
+        with pytest.raises(WriterUnavailable, match=r"within 60 s"):
+            await first
+        assert not second.done()
+        gate.open()
+        assert await second in client
 
 
 @in_each_loop
@@ -428,8 +440,9 @@ async def test_a_service_that_drops_each_request_is_left_at_the_deadline(
 
 @in_each_loop
 async def test_what_came_while_the_loop_stood_still_came_in_time(service: Scripted) -> None:
-    async with AsyncSessionClient(service._manager.name, timeout=0.1) as client:
+    async with patient(service) as client:
         await client.create_session()
+        allow(client, 0.1)
         call = asyncio.create_task(client.update_session(UUID(int=404)))
         await turns(1)
         wait_until(lambda: len(service.requests) == 2)
@@ -453,7 +466,7 @@ async def test_a_service_that_accepts_nobody_is_waited_for_and_said_to(
             with pytest.raises(WriterUnavailable, match="it accepts nobody") as caught:
                 await client.create_session()
             assert not caught.value.outcome_unknown
-            client._channel._timeout = 60
+            allow(client, 60)
             call = asyncio.create_task(client.create_session())
             await turns()
             service.publish()
@@ -506,7 +519,7 @@ async def test_without_a_writer_a_change_fails_at_once_and_the_next_writer_is_fo
 @in_each_loop
 async def test_a_refusal_is_given_as_the_reason(service: Scripted) -> None:
     service.greeting = Refused("too many clients")
-    async with AsyncSessionClient(service._manager.name, timeout=0.1) as client:
+    async with AsyncSessionClient(service._manager.name, timeout=0.5) as client:
         with pytest.raises(WriterUnavailable) as caught:
             await client.create_session()
         assert (caught.value.reason, caught.value.outcome_unknown) == ("too many clients", False)
@@ -540,6 +553,7 @@ def test_damage_to_the_path_is_no_service(service: Scripted, raw: bytes) -> None
             with pytest.raises(WriterUnavailable) as caught:
                 await client.create_session()
             assert caught.value.reason
+            allow(client, 60)
             service.publish()
             await client.create_session()
 
@@ -757,7 +771,7 @@ async def test_a_reply_that_nobody_asked_for_ends_the_connection(
 
     with Peer(tmp_path / "peer", serve) as peer:
         service.store_path(peer.path.encode())
-        async with AsyncSessionClient(service._manager.name, timeout=0.1) as client:
+        async with AsyncSessionClient(service._manager.name, timeout=0.5) as client:
             with pytest.raises(WriterUnavailable, match="what nobody asked"):
                 await client.create_session()
 
