@@ -430,6 +430,15 @@ def test_no_thread_and_no_executor_is_used(name: str) -> None:
         script.end()
 
 
+def test_loading_it_loads_no_manager_and_no_command() -> None:
+    code = """
+        import sys
+        from jidoka_shm import AsyncSessionClient
+        print(sorted({"click", "rich", "jidoka_shm.manager", "jidoka_shm.server"} & set(sys.modules)))
+    """
+    assert run_script(code) == "[]\n"
+
+
 # ---------------------------------------------------------------------------- copies, forks
 
 
