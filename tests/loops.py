@@ -26,14 +26,9 @@ T = TypeVar("T")
 #: How often the loop turns while a test lets it do what it can do without waiting.
 _TURNS: Final = 10
 
-_LOOPS: Final = [
-    pytest.param(asyncio.new_event_loop, id="asyncio"),
-    pytest.param(
-        new_uvloop,
-        id="uvloop",
-        marks=pytest.mark.skipif(new_uvloop is None, reason="uvloop is not installed"),
-    ),
-]
+_LOOPS: Final = [pytest.param(asyncio.new_event_loop, id="asyncio")]
+if new_uvloop is not None:
+    _LOOPS.append(pytest.param(new_uvloop, id="uvloop"))
 
 each_loop = pytest.mark.parametrize("new_loop", _LOOPS)
 

@@ -85,6 +85,11 @@ def patient(name: str) -> AsyncSessionClient:
     return AsyncSessionClient(name, timeout=60)
 
 
+def test_each_of_these_runs_on_uvloop_too() -> None:
+    uvloop = pytest.importorskip("uvloop")
+    assert [kind.values for kind in each_loop.args[1]][1:] == [(uvloop.new_event_loop,)]
+
+
 # ---------------------------------------------------------------------------- calls
 
 
