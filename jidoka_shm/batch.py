@@ -8,6 +8,7 @@ since was not changed by it. Sent and not answered, a change is
 made                            where its id stands in the session's record, in the memory that
                                 the client reads itself or in the answer of any later writer
 made                            for a session whose id this client made, where it is there
+made                            a terminate, where the session is terminated, or was removed since
 not made                        where the session did not change since
 unknown, and an error saying so where somebody changed the session since, or it is gone; where
                                 another registry took the name; where no writer comes in time
@@ -29,11 +30,13 @@ from .protocol import (
     Done,
     Failed,
     ProtocolError,
+    Terminate,
     Unknown,
     Update,
     encode,
     unpack_error,
 )
+from .session import SessionStatus
 from .slots import unpack_slot
 
 if TYPE_CHECKING:
@@ -159,6 +162,8 @@ class Batch:
 
     def _from_memory(self, call: Call, reason: str | None) -> Outcome:
         """Return what a change that was sent came to, as far as the memory says."""
+        if isinstance(call.request, Terminate) and self._is_over(call):
+            return None
         session = self._visible(call)
         if session is not None:
             made = session.payload().request == call.request.request
@@ -167,6 +172,22 @@ class Batch:
             if made:
                 return session if isinstance(call.request, Update) else None
         return WriterUnavailable(self._reader.name, outcome_unknown=True, reason=reason)
+
+    def _is_over(self, call: Call) -> bool:
+        """Return whether a session has ended or is gone, which is all that a terminate asks for.
+
+        As ``once`` judges: one that is not there was removed only if any was since.
+        """
+        try:
+            session = self._reader.get(call.session_id)
+            view = self._reader._view  # noqa: SLF001 - a client's own parts
+        except JidokaError:
+            return False
+        if session is not None:
+            return session.status is SessionStatus.TERMINATED
+        # Another registry's counters, where the reader was attached anew, say nothing of this one.
+        is_same = view.identity[0] == self._instance
+        return is_same and view.control.removals != self._before.removed
 
     def _visible(self, call: Call) -> Session | None:
         """Return the session that a change is of, where it is there to be read."""

@@ -43,6 +43,10 @@ _NO_WAIT: Final = socket.MSG_DONTWAIT if sys.platform == "linux" else 0
 _SEND: Final = _NO_WAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
 
+#: The longest wait in seconds, 24 days: poll(2) takes no more milliseconds than an int holds.
+_LONGEST: Final = 2_147_483.0
+
+
 class Lost(Exception):  # noqa: N818 - as the errors of errors.py
     """Internal: the connection has come to its end, and is of no use any more."""
 
@@ -231,7 +235,7 @@ def _left(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
-    return left
+    return min(left, _LONGEST)
 
 
 def _lost(error: OSError) -> Exception:

@@ -87,6 +87,8 @@ class Collected:
     def _take(self) -> list[Call]:
         """Return what was collected, which is collected no longer."""
         collected, self._calls = self._calls, []
+        # Those of the execution before would pass for this one's, where it is interrupted.
+        self.results = []
         return collected
 
     def __len__(self) -> int:

@@ -575,6 +575,7 @@ def test_an_unknown_outcome_is_said_to_be(client: SessionClient, service: Script
     service.act = lambda _: Unknown()
     for change in (
         lambda: client.update_session(sid),
+        # It lives, so nothing says that this was made.
         lambda: client.terminate_session(sid),
         lambda: client.create_session(session_id=sid),
         client.create_session,
@@ -652,6 +653,42 @@ def test_a_writer_that_dies_with_a_request_leaves_its_outcome_unknown(
     service.act = end
     with taking_less_than(AT_ONCE), pytest.raises(WriterUnavailable) as caught:
         client.update_session(sid)
+    assert caught.value.outcome_unknown
+
+
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_session_that_is_over_is_what_a_terminate_asked_for(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, gone: bool, answers: bool
+) -> None:
+    """Whoever ended it, and whether a writer cannot tell or none is left to ask."""
+    delay = 0.01 if gone else 3600
+    with SessionManager(name, cleanup_delay=delay) as manager, SessionClient(name) as client:
+        sid = manager.create_session()
+        with Scripted(manager, tmp_path / "1") as service:
+
+            def end(_: Request) -> Reply | None:
+                manager.terminate_session(sid)
+                if gone:
+                    wait_until(lambda: sid not in client)
+                if answers:
+                    return Unknown()
+                service.stop_listening()
+                monkeypatch.setattr(SessionClient, "writer_alive", False)
+                return None
+
+            service.act = end
+            client.terminate_session(sid)
+            assert (sid in client) != gone
+        manager.unlink()
+
+
+def test_a_session_that_never_was_is_none_that_a_terminate_ended(
+    client: SessionClient, service: Scripted
+) -> None:
+    service.act = lambda _: Unknown()
+    with pytest.raises(WriterUnavailable) as caught:
+        client.terminate_session(uuid4())
     assert caught.value.outcome_unknown
 
 

@@ -313,6 +313,14 @@ def test_a_service_that_reads_nothing_is_waited_for_no_longer_than_said(path: Pa
         done.set()
 
 
+def test_a_deadline_may_be_farther_away_than_the_kernel_waits(path: Path) -> None:
+    replies: list[Reply] = []
+    with Peer(path, partial(greeted_by, answer_each)) as peer:
+        connection = Connection(peer.path, soon(100 * 366 * 86_400))
+        connection.exchange(REQUEST, 1, soon(100 * 366 * 86_400), replies.append)
+    assert replies == [Done(b"")]
+
+
 def test_a_reply_that_comes_byte_by_byte_moves_no_deadline(path: Path) -> None:
     def drip(connection: socket.socket) -> None:
         connection.recv(1 << 16)

@@ -19,6 +19,7 @@ from jidoka_shm import (
     SessionNotFound,
     WriterUnavailable,
 )
+from jidoka_shm.delivery import Delivery
 from jidoka_shm.protocol import Done, Unknown, encode
 
 if TYPE_CHECKING:
@@ -87,6 +88,25 @@ def test_executing_sends_what_was_collected_since_the_last_time(client: SessionC
         assert changes.execute() == [None]
     assert changes.results == [None]
     assert client.version == 3
+
+
+def test_an_interrupted_execution_has_no_results(
+    client: SessionClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the execution before would pass for its own."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    changes = client.pipeline()
+    changes.create_session()
+    changes.execute()
+    changes.create_session()
+    monkeypatch.setattr(Delivery, "run", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        changes.execute()
+    assert changes.results == []
+    assert len(changes) == 0
 
 
 def test_an_empty_pipeline_asks_nobody(client: SessionClient, service: Scripted) -> None:
