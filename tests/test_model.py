@@ -53,7 +53,7 @@ large = st.just({"much": "x" * 300})
 
 
 class Model(RuleBasedStateMachine):
-    """D5: the real rules and table, and beside them what a dict says they hold."""
+    """The real rules and table, and beside them what a dict says they hold."""
 
     verify = False
 
