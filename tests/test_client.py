@@ -564,12 +564,6 @@ def test_an_error_is_the_same_after_a_lost_connection(
     assert caught.value.args == (_GONE,)
 
 
-def answer_unknown(service: Scripted) -> Callable[[Request], Reply | None]:
-    """Return an ``act`` that loses a request, and cannot tell what became of it."""
-    service.act = lambda _: Unknown()
-    return service.act
-
-
 def test_an_unknown_outcome_is_said_to_be(client: SessionClient, service: Scripted) -> None:
     sid = client.create_session()
     service.act = lambda _: Unknown()
@@ -837,7 +831,7 @@ def test_a_reply_that_makes_no_sense_leaves_its_outcome_unknown(
 
 @pytest.mark.usefixtures("_removed")
 def test_a_stopped_writer_is_waited_for_no_longer_than_timeout(name: str) -> None:
-    """And its late reply answers no other request."""
+    """Its late reply answers no other request."""
     with server(name) as script, SessionClient(name, timeout=0.2) as client:
         sid = client.create_session()
         os.kill(script.pid, signal.SIGSTOP)
@@ -1014,7 +1008,7 @@ def test_an_interrupted_call_leaves_no_reply_for_the_next(
 
 
 def test_a_forked_child_makes_its_own_connection(client: SessionClient, service: Scripted) -> None:
-    """And the parent's goes on."""
+    """The parent's goes on."""
     sid = client.create_session()
     assert service.accepted == 1
 

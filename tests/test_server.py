@@ -579,12 +579,14 @@ def test_another_user_is_refused_and_changes_nothing(
 
 
 def test_a_peer_of_another_uid_is_refused(
-    service: SessionManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    service: SessionManager, caplog: pytest.LogCaptureFixture
 ) -> None:
     service._serving._server._uid += 1
     with Wire(service, greeted=False) as client:
         assert "belongs to the user" in _refusal(client)
     assert _clients(service) == 0
+    (record,) = caplog.records
+    assert record.getMessage().endswith(f"refused process {os.getpid()} of user {os.geteuid()}")
 
 
 def test_the_log_says_once_what_strangers_repeat(
