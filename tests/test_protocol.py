@@ -120,6 +120,14 @@ def test_a_message_of_the_other_side_is_refused(kind: str) -> None:
         decode(_golden(kind)[4:])
 
 
+def test_what_follows_the_last_field_is_ignored_and_another_key_is_not() -> None:
+    update = msgspec.msgpack.decode(_golden("update")[4:])
+    assert decode_request(msgspec.msgpack.encode([*update, "more"])) == GOLDEN["update"][0]
+    update[-1]["more"] = 1
+    with pytest.raises(ProtocolError, match="unknown field `more`"):
+        decode_request(msgspec.msgpack.encode(update))
+
+
 def test_a_reply_may_hold_a_record_of_the_largest_slot() -> None:
     assert len(encode(Done(bytes(MAX_SLOT_SIZE)))) - 4 <= MAX_REPLY
 
