@@ -39,7 +39,7 @@ from jidoka_shm.cli import logs
 from jidoka_shm.cli.serve import serve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 def _run(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -532,14 +532,21 @@ def test_a_full_disk_takes_lines_again(tmp_path: Path) -> None:
     assert kept.endswith(" ERROR kept")
 
 
-def test_where_nobody_reads_nothing_is_written_any_more() -> None:
-    with _pipe() as (reader, writer):
-        os.close(reader)
+@pytest.mark.parametrize("make", [os.pipe, os.openpty])
+def test_where_nobody_reads_nothing_is_written_any_more(
+    make: Callable[[], tuple[int, int]],
+) -> None:
+    """Of a pipe, or of a terminal that was closed."""
+    reader, writer = make()
+    os.close(reader)
+    try:
         lines = _lines(writer)
         for _ in range(2):
             lines.handle(_record("unread"))
         assert os.readlink(f"/proc/self/fd/{writer}") == os.devnull  # noqa: PTH115 - text
         assert lines._lost == 0
+    finally:
+        os.close(writer)
 
 
 def test_a_full_disk_below_its_log_is_no_failure(place: Place, registry: str) -> None:

@@ -454,6 +454,20 @@ def test_a_fault_within_a_commit_is_no_answer_and_the_others_notice_nothing(
     caplog.clear()
 
 
+def test_what_fails_beside_all_requests_is_in_asyncios_log(
+    service: SessionManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise ValueError
+
+    service._reactor._loop.call_soon_threadsafe(fail)
+    wait_until(lambda: caplog.records)
+    (record,) = caplog.records
+    assert (record.name, "ValueError" in caplog.text) == ("asyncio", True)
+    del record
+    caplog.clear()
+
+
 # ---------------------------------------------------------------------------- who may come
 
 
@@ -981,6 +995,33 @@ def test_a_client_that_is_accepted_while_the_service_ends_gets_its_end_too(name:
         assert said == encode(Refused("this service ends"))
 
 
+def test_nobody_new_is_accepted_while_a_service_ends(
+    service: SessionManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who comes while those are let in who were accepted has nobody to be let in by."""
+    path, wait = wire.path_of_service(service), asyncio.sleep
+    admitted: list[object] = []
+
+    async def sleep(delay: float) -> None:
+        # The last time nobody listens any more; from Python 3.13 on asyncio removes the name, too.
+        with contextlib.suppress(ConnectionRefusedError, FileNotFoundError):
+            late.append(clients.enter_context(socket.socket(socket.AF_UNIX)))
+            late[-1].connect(path)
+        await wait(delay)
+
+    def admit(*client: object) -> str:
+        admitted.append(client)
+        return "it is too late"
+
+    late: list[socket.socket] = []
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(server.Server, "admit", admit)
+    with contextlib.ExitStack() as clients:
+        service.unlink()
+    assert len(late) > server._STEPS
+    assert admitted == []
+
+
 def test_a_start_that_fails_takes_no_socket_from_a_later_child(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1090,6 +1131,7 @@ def test_a_constructor_that_fails_leaves_nothing(  # noqa: PLR0913, PLR0917 - on
     assert _descriptors() <= descriptors
     assert list(runtime.rglob("*.sock")) == []
     assert path_of(name).exists() == found
+    assert not found or path_of(name).read_bytes()[256] == 0, "the control names a socket"
     with SessionManager(name, capacity=4, listen=True) as service:
         with Wire(service) as client:
             assert isinstance(client.ask(wire.create(KEY)), Done)
