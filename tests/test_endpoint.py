@@ -211,6 +211,17 @@ def test_a_runtime_directory_that_cannot_be_used_is_replaced(
         _close(endpoint)
 
 
+def test_a_runtime_directory_of_all_in_which_nobody_replaces_anothers_is_used(
+    name: str, runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As the versions of platformdirs have it that check nothing of it.
+    monkeypatch.setattr(endpoint_module, "user_runtime_path", runtime.joinpath)
+    runtime.chmod(0o1777)
+    endpoint = _opened(name)
+    assert Path(endpoint.path).parent == runtime / "jidoka_shm"
+    _close(endpoint)
+
+
 @pytest.mark.parametrize("spare", [0, 1])
 def test_the_longest_path_that_the_kernel_takes_is_used(
     name: str, runtime: Path, fallback: Path, spare: int, monkeypatch: pytest.MonkeyPatch

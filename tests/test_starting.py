@@ -287,12 +287,14 @@ def test_a_name_may_begin_with_a_dash(dashed: str) -> None:
 def test_a_service_has_nothing_to_say_to_its_starters_service_manager(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("NOTIFY_SOCKET", "@of-the-starter")
-    monkeypatch.setenv("WATCHDOG_USEC", "1")
+    said = {"NOTIFY_SOCKET": "@of-the-starter", "LISTEN_FDNAMES": "http"}
+    said |= dict.fromkeys(["WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS"], "1")
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("KEPT", "as it is")
     environment = starting._environment()
     assert environment["KEPT"] == "as it is"
-    assert not environment.keys() & {"NOTIFY_SOCKET", "WATCHDOG_USEC"}
+    assert not environment.keys() & said.keys()
 
 
 @pytest.mark.usefixtures("_stopped")
