@@ -70,6 +70,7 @@ ORDER = (
     "endpoint",
     "service",
     "descriptors",
+    "accepted",
     "server",
     "watches",
     "reactor",

@@ -29,7 +29,7 @@ from living import Living, next_descriptor, pidfds
 from support import wait_until
 from wire import Wire
 
-from jidoka_shm import SessionManager, SessionReader, descriptors, manager, server
+from jidoka_shm import SessionManager, SessionReader, accepted, descriptors, manager, server
 from jidoka_shm import endpoint as endpoint_module
 from jidoka_shm import reactor as reactor_module
 from jidoka_shm.errors import DirectoryForbidden, RegistryClosed
@@ -141,9 +141,9 @@ def test_a_client_that_pipelines_lets_the_others_have_their_turns(
     service: SessionManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served: list[int] = []
-    turn = server.Connection._turn
+    turn = accepted.Accepted._turn
 
-    def note(connection: server.Connection) -> None:
+    def note(connection: accepted.Accepted) -> None:
         turn(connection)
         served.append(id(connection))
 
@@ -155,7 +155,7 @@ def test_a_client_that_pipelines_lets_the_others_have_their_turns(
         pause.wait()
         return answer(request)
 
-    monkeypatch.setattr(server.Connection, "_turn", note)
+    monkeypatch.setattr(accepted.Accepted, "_turn", note)
     service._serving._server.answer = hold
     with Wire(service) as greedy, Wire(service) as modest:
         greedy.send(_heartbeats(1500))
@@ -176,25 +176,25 @@ def test_no_turn_carries_out_more_than_its_share(
     service: SessionManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts, inside = [], [0]
-    turn, answer = server.Connection._turn, service._serving._server.answer
+    turn, answer = accepted.Accepted._turn, service._serving._server.answer
 
     def count(request: object) -> object:
         inside[0] += 1
         return answer(request)
 
-    def note(connection: server.Connection) -> None:
+    def note(connection: accepted.Accepted) -> None:
         inside[0] = 0
         turn(connection)
         counts.append(inside[0])
 
-    monkeypatch.setattr(server.Connection, "_turn", note)
+    monkeypatch.setattr(accepted.Accepted, "_turn", note)
     service._serving._server.answer = count
     with Wire(service) as client:
         client.send(_heartbeats(1000))
         for _ in range(1000):
             client.reply()
     wait_until(lambda: sum(counts) == 1000)
-    assert max(counts) <= server._TURN
+    assert max(counts) <= accepted._TURN
 
 
 class Pipe:
@@ -225,9 +225,9 @@ class Answering:
 
 def test_a_client_that_becomes_ready_again_does_not_get_a_turn_more() -> None:
     async def drive() -> None:
-        connection, pipe = server.Connection(Answering()), Pipe()
+        connection, pipe = accepted.Accepted(Answering()), Pipe()
         connection._transport = pipe
-        connection.take(_heartbeats(3 * server._TURN))
+        connection.take(_heartbeats(3 * accepted._TURN))
         assert len(pipe.writes) == 1
         # Its next turn is on its way, so this is not one.
         connection.pause_writing()
@@ -344,8 +344,8 @@ def test_a_client_that_never_reads_costs_a_bounded_memory(service: SessionManage
                     blocked += 1
             assert connection._is_full
             assert left, "it took 100,000 requests from a client that reads nothing"
-            assert connection._transport.get_write_buffer_size() < 2 * server._HIGH
-            assert tracemalloc.get_traced_memory()[0] - before < 4 * server._HIGH
+            assert connection._transport.get_write_buffer_size() < 2 * accepted._HIGH
+            assert tracemalloc.get_traced_memory()[0] - before < 4 * accepted._HIGH
             for _ in range(10):
                 assert isinstance(other.ask(wire.update(KEY)), Done)
     finally:
@@ -414,7 +414,7 @@ def test_a_request_whose_answer_raises_ends_its_connection_and_no_other(
     service._serving._server.answer = fail
     bad = encode(wire.terminate(UUID(int=0)))
     with Wire(service) as other:
-        for before in (1, server._TURN + 1):
+        for before in (1, accepted._TURN + 1):
             with Wire(service) as client:
                 client.send(_heartbeats(before) + bad + _heartbeats(1))
                 *replies, last = client.rest()
@@ -675,7 +675,7 @@ def test_what_was_received_at_the_close_is_answered(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aborted: list[object] = []
-    monkeypatch.setattr(server.Connection, "abort", aborted.append)
+    monkeypatch.setattr(accepted.Accepted, "abort", aborted.append)
     service = SessionManager(name, capacity=4, listen=True)
     service.create_session(session_id=KEY)
     before, received = service.get_session_info(KEY).version, threading.Event()
@@ -984,7 +984,7 @@ def test_a_client_that_is_accepted_while_the_service_ends_gets_its_end_too(name:
         async def accept_late() -> None:
             await stop()
             loop = asyncio.get_running_loop()
-            late = loop.connect_accepted_socket(lambda: server.Connection(serving), there)
+            late = loop.connect_accepted_socket(lambda: accepted.Accepted(serving), there)
             kept.append(loop.create_task(late))
 
         kept: list[asyncio.Task] = []
