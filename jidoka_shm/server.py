@@ -121,28 +121,34 @@ class Server:
     def admit(self, client: Accepted, peer: socket.socket) -> str | None:
         """Count a client in; return why not, where it may not come."""
         self._open.add(client)
+        raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS)
+        client.pid, uid, _ = memoryview(raw).cast("I")
+        reason = self._reason_against(peer, client.pid, uid)
+        if reason is None:
+            self._clients.add(client)
+            count = len(self._clients)
+            text = "registry %r: process %d is a client, one of %d"
+            extra = {"registry": self.name, "client_pid": client.pid, "client_uid": uid}
+            log.debug(text, self.name, client.pid, count, extra=extra)
+        return reason
+
+    def _reason_against(self, peer: socket.socket, pid: int, uid: int) -> str | None:
+        who = {"client_pid": pid, "client_uid": uid}
         if self._is_ending:
             # One that was being accepted when the end began.
             return "this service ends"
-        raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS)
-        client.pid, uid, _ = memoryview(raw).cast("I")
-        who = {"client_pid": client.pid, "client_uid": uid}
         if uid != self._uid:
             text = "registry %r: refused process %d of user %d"
-            self.seldom.warning(text, client.pid, uid, **who)
-            return f"this service belongs to the user with uid {self._uid}"
+            self.seldom.warning(text, pid, uid, **who)
+            return f"this service belongs to the user with uid {self._uid}: change as that user"
         limit = self._max_clients
         if len(self._clients) >= limit:
             self.seldom.warning("registry %r: refused a client beyond %d", limit, **who)
-            return f"this service has {limit} clients, and takes no more"
+            return f"this service has {limit} clients: close some, or give it a larger max_clients"
         # Its number counts all that the process has opened, owners' pidfds too.
         if peer.fileno() >= descriptors.room():
             self.seldom.warning("registry %r: refused a client: no descriptor is left", **who)
-            return "this service has no descriptor left for another client"
-        self._clients.add(client)
-        count = len(self._clients)
-        text = "registry %r: process %d is a client, one of %d"
-        log.debug(text, self.name, client.pid, count, extra={"registry": self.name, **who})
+            return "this service has no descriptor left for another client: raise its limit of them"
         return None
 
     def dismiss(self, client: Accepted) -> None:

@@ -212,6 +212,8 @@ def test_a_way_out_is_said_in_the_commands_own_options(
         manager.create_session()
     one_line(command("create", manager.name), 1, "0 are free", "a larger --capacity")
     assert "--mode 640 or 644" in failures.end_of(RegistryForbidden("n", 5))[1]
+    busy = WriterUnavailable("n", reason="512 clients: give it a larger max_clients")
+    assert "a larger --max-clients" in failures.end_of(busy)[1]
 
 
 def test_no_registry_is_status_3(command: Command, name: str) -> None:

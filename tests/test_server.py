@@ -480,7 +480,7 @@ def test_a_client_too_many_is_refused_until_another_leaves(
             clients.extend(Wire(service) for _ in range(manager.MAX_CLIENTS))
             for _ in range(100):
                 with Wire(service, greeted=False) as extra:
-                    assert "512 clients" in _refusal(extra)
+                    assert "512 clients: close some, or give it a larger" in _refusal(extra)
             assert len(caplog.records) == 1
             clients.pop().__exit__()
             wait_until(lambda: _clients(service) == manager.MAX_CLIENTS - 1)

@@ -48,6 +48,7 @@ _OPTIONS: Final = {
     "fresh=True": "--fresh",
     "a larger slot_size": "a larger --slot-size",
     "a larger capacity": "a larger --capacity",
+    "a larger max_clients": "a larger --max-clients",
     "mode=0o640 or 0o644": "--mode 640 or 644",
 }
 
@@ -112,7 +113,7 @@ def end_of(error: Exception) -> tuple[int, str]:
             ended = isinstance(error.__context__, EOFError)
             return (REFUSED, "not confirmed") if ended else (INTERRUPTED, "interrupted")
         case RegistryNotFound() | RegistryClosed() | WriterUnavailable():
-            return NO_REGISTRY, _absence(error)
+            return NO_REGISTRY, _as_options(_absence(error))
         case WriterAlreadyRunning():
             holder = "a process that it does not name" if error.pid is None else f"{error.pid}"
             return REFUSED, f"registry {error.name!r} has a living writer: process {holder}"
