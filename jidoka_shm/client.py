@@ -109,6 +109,7 @@ class SessionClient(SessionReader):
         Raises:
             WriterUnavailable: where no writer answers; ``outcome_unknown`` says whether the change
                 may have been made all the same.
+            RegistryClosed: where the registry is gone, or this client is closed.
             SessionExists: where the id is taken.
             InvalidMetadata, InvalidSessionId, ValueError, TypeError: for a bad argument.
             RecordTooLarge: where the session outgrows a slot.
@@ -145,7 +146,7 @@ class SessionClient(SessionReader):
             expected_version: change only this version.
 
         Raises:
-            WriterUnavailable: as for ``create_session``.
+            WriterUnavailable, RegistryClosed: as for ``create_session``.
             SessionNotFound: where it is not there, or terminated.
             IllegalTransition: where its status may not move so.
             VersionConflict: where it is at another version.
@@ -165,8 +166,9 @@ class SessionClient(SessionReader):
             error: why, if it went wrong; cut to what is left of the slot.
 
         Raises:
-            WriterUnavailable: as for ``create_session``.
+            WriterUnavailable, RegistryClosed: as for ``create_session``.
             SessionNotFound: where it is not there. One still visible as terminated is no error.
+            InvalidSessionId, ValueError, TypeError: for a bad argument.
         """
         self._change(calls.to_terminate(session_id, error))
 

@@ -43,7 +43,7 @@ class Endpoint:
         self.listener: socket.socket | None = None
         self.path = ""
 
-    def open(self) -> socket.socket:
+    def open(self) -> None:
         """Listen; the caller holds the registry's lock.
 
         However this ends, ``withdraw`` removes what it left, and a ``listener`` is to be closed.
@@ -63,7 +63,6 @@ class Endpoint:
         path.chmod(0o600)
         self._made = _mark(path)
         self.listener.listen(BACKLOG)
-        return self.listener
 
     def withdraw(self) -> None:
         """Remove the socket's name, unless it is another socket's by now. May be repeated."""

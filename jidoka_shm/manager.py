@@ -248,6 +248,7 @@ class SessionManager(SessionWrites):
 
         Raises:
             SessionNotFound: where it is not there. One still visible as terminated is no error.
+            InvalidSessionId, ValueError, TypeError: for a bad argument.
         """
         fields = changes.for_terminate(error)
         self._change(self._registry.terminate, parse_session_id(session_id), fields)

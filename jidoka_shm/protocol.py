@@ -289,7 +289,7 @@ def _decode(decoder: msgspec.msgpack.Decoder[M], frame: bytes) -> M:
 
 # ---------------------------------------------------------------------------- errors
 
-#: The errors that go through the service: the package's own, and what bad arguments raise.
+#: What bad arguments raise besides the package's own errors.
 _PLAIN: Final[dict[str, type[Exception]]] = {"ValueError": ValueError, "TypeError": TypeError}
 
 

@@ -109,8 +109,8 @@ class Service:
 
 
 def _owner(request: Create | Update, owner: Owner) -> Identity:
-    # One that is sent again may have been carried out while its owner lived: an end
-    # since then must not be said to have kept it from being made. Else its session ends at once.
+    # One that is sent again may have been carried out while its owner lived: an end since then must
+    # not be said to have kept it from being made. One that was not is made, and its session ends.
     return changes.living_owner(owner) if request.again is None else changes.known_owner(owner)
 
 

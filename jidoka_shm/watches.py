@@ -74,7 +74,7 @@ class Watches:
             owners.arrived.discard(owner)
 
     def poll(self) -> None:
-        """Look at the processes for which there is no pidfd, where there are many at some."""
+        """Look at processes for which there is no pidfd: at all, or at some where they are many."""
         for owner in list(islice(self._polled, _LOOKED_AT)):
             self._polled.move_to_end(owner)
             if is_dead(owner):
