@@ -1,8 +1,9 @@
-"""What several test modules use: tables in plain memory, and waiting for a condition."""
+"""What several test modules use: tables in plain memory, waiting for a condition, and not waiting."""
 
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -15,7 +16,7 @@ from jidoka_shm.table import SessionTable
 from jidoka_shm.writer import TableWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 INSTANCE = UUID("0f0e0d0c-0b0a-4908-8706-050403020100")
 ME = Identity(4242, 77, 4026531836)
@@ -61,3 +62,11 @@ def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.001)
+
+
+@contextmanager
+def taking_less_than(seconds: float) -> Iterator[None]:
+    """Fail where a call waits that must not wait; a busy machine is allowed for."""
+    begin = time.monotonic()
+    yield
+    assert time.monotonic() - begin < seconds

@@ -7,15 +7,13 @@ import pickle
 import signal
 import socket
 import threading
-import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
 from host import Script, exit_code, forked, in_child, run_script
 from services import Scripted, first_only, id_of, sockets
-from support import wait_until
+from support import taking_less_than, wait_until
 
 from jidoka_shm import (
     IllegalTransition,
@@ -104,14 +102,6 @@ def client(name: str, service: Scripted) -> Iterator[SessionClient]:
     """A client of the scripted service."""
     with SessionClient(name, timeout=60) as made:
         yield made
-
-
-@contextmanager
-def taking_less_than(seconds: float) -> Iterator[None]:
-    """Fail where a call waits that must not wait; a busy machine is allowed for."""
-    begin = time.monotonic()
-    yield
-    assert time.monotonic() - begin < seconds
 
 
 # ---------------------------------------------------------------------------- calls

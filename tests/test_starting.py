@@ -6,13 +6,12 @@ import os
 import signal
 import sys
 import threading
-import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 from host import exit_code, forked, processes_of, run_script
-from support import wait_until
+from support import taking_less_than, wait_until
 
 from jidoka_shm import (
     SessionClient,
@@ -68,14 +67,6 @@ def stop(name: str) -> None:
         if pid is not None:
             os.kill(pid, signal.SIGTERM)
             wait_until(lambda: writer_of(name) is None)
-
-
-@contextmanager
-def taking_less_than(seconds: float) -> Iterator[None]:
-    """Fail where a call waits that must not wait; a busy machine is allowed for."""
-    begin = time.monotonic()
-    yield
-    assert time.monotonic() - begin < seconds
 
 
 @pytest.fixture
