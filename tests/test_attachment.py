@@ -133,7 +133,7 @@ def test_a_registry_that_nobody_makes_is_not_found(name: str, timeout: float) ->
     [b"", bytes(100), _control()[: CONTROL_SIZE - 1], bytes(CONTROL_SIZE), _control(magic=0)],
 )
 def test_a_registry_that_stays_half_made_is_not_found(name: str, control: bytes) -> None:
-    """What is empty, too short or without its magic at the deadline is not found."""
+    """A1: what is empty, too short or without its magic at the deadline is not found."""
     path_of(name).write_bytes(control)
     path_of(name, 1).write_bytes(_table(INSTANCE))
     with pytest.raises(RegistryNotFound):
@@ -143,7 +143,7 @@ def test_a_registry_that_stays_half_made_is_not_found(name: str, control: bytes)
 def test_a_registry_that_is_being_made_is_waited_for(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Control and table appear empty, then sized, then filled: attached to once complete."""
+    """A1: control and table appear empty, then sized, then filled: attached to once complete."""
     looks = []
     look = attachment._open
 
@@ -219,7 +219,7 @@ def test_what_is_no_control_is_another_format(name: str) -> None:
 
 
 def test_a_table_smaller_than_its_header_claims_is_corrupt(name: str) -> None:
-    """The object was cut below what its header claims."""
+    """A3: the object was cut below what its header claims."""
     _make(name)
     os.truncate(path_of(name, 1), GEOMETRY.size - 4096)
     with pytest.raises(CorruptRegistry, match=f"claims {GEOMETRY.size} bytes"):
@@ -235,7 +235,7 @@ def test_a_table_smaller_than_its_header_claims_is_corrupt(name: str) -> None:
     ],
 )
 def test_a_header_may_claim_what_it_likes(name: str, geometry: Geometry) -> None:
-    """The header claims more than the object has: nothing is mapped beyond it."""
+    """A3: the header claims more than the object has: nothing is mapped beyond it."""
     header = _make(name)
     memory = bytearray(GEOMETRY.size)
     TableHeader(header.instance, 1, geometry, 0).store(memory)
@@ -262,7 +262,7 @@ def test_sizes_that_no_table_can_have_are_corrupt(name: str, geometry: Geometry)
 
 @pytest.mark.parametrize("field", TABLE_FIELDS.keys() - {"magic"})
 def test_a_header_that_changed_is_corrupt(name: str, field: str) -> None:
-    """Each header field changed in turn."""
+    """A10: each header field changed in turn."""
     header = _make(name)
     memory = _table(header.instance)
     memory[TABLE_FIELDS[field][0]] ^= 1

@@ -430,7 +430,7 @@ REFUSED = [key for key, rows in ROWS.items() if rows and key[0] not in _ANSWERS]
 def test_what_cannot_be_is_refused_by_name_and_changes_nothing(
     setting: Setting, call: str, argument: str
 ) -> None:
-    """A bad argument leaves version, index, reach, free slots and sessions as they were."""
+    """T7: a bad argument leaves version, index, reach, free slots and sessions as they were."""
     before, objects = setting.state(), objects_of(setting.name)
     for row in ROWS[call, argument]:
         for make in _calls(setting, call, argument):

@@ -366,7 +366,7 @@ def test_list_prints_whole_lines(command: Command, manager: SessionManager) -> N
 
 
 def test_what_is_dumped_beside_a_busy_writer_is_whole(name: str) -> None:
-    """A dump reads each session as any reader does, and no bytes of a live store."""
+    """D9: a dump reads each session as any reader does, and no bytes of a live store."""
     with SessionManager(name, capacity=64) as manager:
         ids = [manager.create_session({"a": 0, "b": 0}) for _ in range(40)]
         for _ in range(3):

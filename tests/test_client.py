@@ -821,7 +821,7 @@ def test_a_reply_that_makes_no_sense_leaves_its_outcome_unknown(
 
 @pytest.mark.usefixtures("_removed")
 def test_a_stopped_writer_is_waited_for_no_longer_than_timeout(name: str) -> None:
-    """Its late reply answers no other request."""
+    """T9: and its late reply answers no other request."""
     with server(name) as script, SessionClient(name, timeout=0.2) as client:
         sid = client.create_session()
         os.kill(script.pid, signal.SIGSTOP)
@@ -998,7 +998,7 @@ def test_an_interrupted_call_leaves_no_reply_for_the_next(
 
 
 def test_a_forked_child_makes_its_own_connection(client: SessionClient, service: Scripted) -> None:
-    """The parent's goes on."""
+    """P7: and the parent's goes on."""
     sid = client.create_session()
     assert service.accepted == 1
 

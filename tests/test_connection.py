@@ -173,7 +173,7 @@ def test_replies_may_come_in_any_pieces(path: Path) -> None:
 
 
 def test_replies_are_read_while_requests_are_sent(path: Path) -> None:
-    """Neither side's buffers hold all; a client that only sent would wait for ever."""
+    """T9: neither side's buffers hold all; a client that only sent would wait for ever."""
     count, reply = 2000, Done(bytes(4000))
     request = encode(Terminate(bytes(16), None, bytes(16), "x" * 2000))
     with Peer(path, partial(greeted_by, partial(answer_each, reply=encode(reply)))) as peer:
@@ -391,7 +391,7 @@ def test_a_dead_service_is_an_error_where_sigpipe_has_its_default(path: Path) ->
 
 
 def test_a_child_lets_go_of_its_parents_connection(path: Path) -> None:
-    """The service sees its client's end though a child of the client lives on."""
+    """P5: the service sees its client's end though a child of the client lives on."""
     ended = threading.Event()
 
     def serve(connection: socket.socket) -> None:

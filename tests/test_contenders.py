@@ -31,7 +31,7 @@ RIVALS, ROUNDS = 8, 200
 
 
 def test_of_eight_that_start_at_once_exactly_one_wins(name: str) -> None:
-    """8 processes at a barrier, 200 rounds: exactly one wins, none hangs."""
+    """A5: 8 processes at a barrier, 200 rounds: exactly one wins, none hangs."""
     code = """
         import sys
         from multiprocessing import get_context
@@ -78,7 +78,7 @@ def test_of_eight_that_start_at_once_exactly_one_wins(name: str) -> None:
 
 
 def test_of_many_that_wait_for_a_writer_each_gets_its_turn(name: str) -> None:
-    """Creators that wait for each other do not dead-lock either."""
+    """A5: creators that wait for each other do not dead-lock either."""
 
     def take_a_turn() -> None:
         for _ in range(3):
@@ -94,7 +94,7 @@ def test_of_many_that_wait_for_a_writer_each_gets_its_turn(name: str) -> None:
 
 
 def test_a_reader_in_the_writers_own_process_drops_no_lock(name: str) -> None:
-    """A reader opened and closed in the writer's process changes nothing."""
+    """P6: a reader opened and closed in the writer's process changes nothing."""
     code = """
         import sys
         from jidoka_shm import SessionManager, WriterAlreadyRunning
@@ -128,7 +128,7 @@ def test_a_reader_in_the_writers_own_process_drops_no_lock(name: str) -> None:
 
 
 def test_unlinking_and_closing_may_be_repeated_by_two_owners(name: str) -> None:
-    """Unlink twice, close twice: fine; a reader has no unlink."""
+    """L5: unlink twice, close twice: fine; a reader has no unlink."""
     assert not hasattr(SessionReader, "unlink")
     first = SessionManager(name, capacity=8)
     first.close()
@@ -145,7 +145,7 @@ def test_unlinking_and_closing_may_be_repeated_by_two_owners(name: str) -> None:
 
 
 def test_a_writer_waits_for_no_reader(name: str) -> None:
-    """Every wait has a deadline; the writer never waits for a reader, stopped in mid-read."""
+    """T9: every wait has a deadline; the writer never waits for a reader, stopped in mid-read."""
     code = """
         import sys, threading
         from jidoka_shm import JidokaError, SessionReader
@@ -184,7 +184,7 @@ def _state(pid: int) -> str:
 
 
 def test_every_wait_ends_at_its_time(name: str) -> None:
-    """Each way to wait, for what never comes."""
+    """T9: each way to wait, for what never comes."""
     with SessionManager(name, capacity=8) as manager:
         manager.create_session()
         reader = SessionReader(name, timeout=0.05)
@@ -232,7 +232,7 @@ def _assert_they_end(waits: list[tuple[type[Exception], Callable[[], object]]]) 
 def test_a_clock_that_jumps_changes_nothing(
     name: str, monkeypatch: pytest.MonkeyPatch, years: int
 ) -> None:
-    """The wall clock moved by a year: no change."""
+    """P4: the wall clock moved by a year: no change."""
     real_time, real_time_ns = time.time, time.time_ns
     moved = years * 365 * 86_400
 
@@ -277,7 +277,7 @@ def test_a_clock_that_jumps_changes_nothing(
 
 
 def test_a_reader_tells_removed_from_dead(name: str) -> None:
-    """A reader tells "removed" from "writer dead"."""
+    """L7: a reader tells "removed" from "writer dead"."""
     code = """
         import sys
         from jidoka_shm import SessionManager

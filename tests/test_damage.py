@@ -246,7 +246,7 @@ def test_the_parts_are_the_whole_table_but_its_header() -> None:
 
 @pytest.mark.parametrize("part", _parts())
 def test_any_byte_changed_leaves_right_answers_misses_and_typed_errors(part: str) -> None:
-    """Whatever byte of a table is changed, no answer is wrong where crcs are computed."""
+    """D3: whatever byte of a table is changed, no answer is wrong where crcs are computed."""
     damaged = Damaged()
     memory = damaged.memory
     tables = [reader_of(damaged.writer, verify=verify) for verify in (False, True)]
@@ -283,7 +283,7 @@ def test_any_byte_changed_leaves_right_answers_misses_and_typed_errors(part: str
 def test_any_reach_leads_to_the_sessions_within_it_and_to_nothing_else(
     home: int, needed: int, *, verify: bool
 ) -> None:
-    """One too high is no damage, from the last home too; one too low hides, and is found."""
+    """D3: one too high is no damage, from the last home too; one too low hides, and is found."""
     damaged = Damaged()
     assert damaged.writer.reach[home] == needed
     reads = Reads(reader_of(damaged.writer, verify=verify), damaged.writer.control)
@@ -389,7 +389,7 @@ def test_any_change_word_leaves_the_sessions_as_they_are(value: int) -> None:
 
 @pytest.mark.parametrize("kind", ["heartbeat", "move"])
 def test_a_change_gives_no_damage_a_right_crc(kind: str) -> None:
-    """A record that was damaged is not copied into one whose crcs say that it is whole."""
+    """D3: a record that was damaged is not copied into one whose crcs say that it is whole."""
     damaged = Damaged()
     original = damaged.sessions[IDS[0]]
     for place in sorted(damaged.own[IDS[0]]):

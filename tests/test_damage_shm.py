@@ -121,7 +121,7 @@ def _bytes_of(field: str) -> range:
 def test_a_reader_meets_a_control_with_one_byte_changed(
     left: Left, field: str, *, verify: bool
 ) -> None:
-    """A changed control is another format or damage, or the sessions are as they were."""
+    """A10: a changed control is another format or damage, or the sessions are as they were."""
     for at in _bytes_of(field):
         for value in _values(left.whole["control"][at]):
             left.put("control", at, bytes([value]))
@@ -148,7 +148,7 @@ def test_a_reader_does_not_look_at_the_reserved_bytes_of_a_control(left: Left) -
 
 @pytest.mark.parametrize("field", CONTROL_FIELDS)
 def test_a_manager_meets_a_control_with_one_byte_changed(left: Left, field: str) -> None:
-    """What is not this format's, or not this table's, is refused and left as it is."""
+    """A10: what is not this format's, or not this table's, is refused and left as it is."""
     for at in _bytes_of(field):
         old = left.whole["control"][at]
         for value in (old ^ 255, old ^ 1 << at % 8):
@@ -210,7 +210,7 @@ def _assert_refused(left: Left) -> None:
 
 
 def test_a_header_with_any_byte_changed_is_damage(left: Left) -> None:
-    """Each byte of a table's header, changed to any of some values, is damage for both."""
+    """A10: each byte of a table's header, changed to any of some values, is damage for both."""
     for at in range(64):
         for value in _values(left.whole["table"][at]):
             left.put("table", at, bytes([value]))
@@ -222,7 +222,7 @@ def test_a_header_with_any_byte_changed_is_damage(left: Left) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 8, 63, 64, 65, 4095, 4096, -64, -1])
 def test_a_table_that_was_cut_is_damage(left: Left, size: int) -> None:
-    """Nothing is mapped beyond what exists, whatever the header says."""
+    """A3: nothing is mapped beyond what exists, whatever the header says."""
     os.truncate(left.paths["table"], size if size >= 0 else left.geometry.size + size)
     _assert_refused(left)
 
@@ -234,7 +234,7 @@ def test_a_table_that_was_stretched_is_damage(left: Left, more: int) -> None:
 
 
 def test_a_header_that_claims_more_than_there_is_is_damage(left: Left) -> None:
-    """The header claims 1 MiB, the object has 64 KiB."""
+    """A3: the header claims 1 MiB, the object has 64 KiB."""
     instance = UUID(bytes=left.whole["control"][16:32])
     claimed = Geometry(index_size=8125, slot_count=1901, slot_size=512)
     assert claimed.size == 2**20
@@ -351,7 +351,7 @@ def _taken_over(left: Left, caplog: pytest.LogCaptureFixture) -> dict[UUID, Sess
 def test_a_record_with_any_byte_changed_is_dropped_and_the_others_are_kept(
     left: Left, caplog: pytest.LogCaptureFixture, *, verify: bool
 ) -> None:
-    """The whole way: a reader beside the damage, a manager that drops it, the reader after."""
+    """D3: the whole way: a reader beside the damage, a manager that drops it, the reader after."""
     record = _record(left, IDS[1])
     rng = random.Random(20)
     for at in rng.sample(record, 24):
@@ -378,7 +378,7 @@ def test_a_record_with_any_byte_changed_is_dropped_and_the_others_are_kept(
 def test_a_table_with_some_bytes_changed_is_sound_once_taken_over(
     left: Left, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Any byte of a table may be another, and what is kept is as it was."""
+    """D3: any byte of a table may be another, and what is kept is as it was."""
     rng = random.Random(21)
     for _ in range(60):
         places = [rng.randrange(64, left.geometry.size) for _ in range(rng.choice([1, 2, 20]))]
@@ -403,7 +403,7 @@ def _no_memory(*_: object) -> None:
 def test_a_mapping_that_fails_leaves_the_objects_as_they_are(
     left: Left, monkeypatch: pytest.MonkeyPatch, make: type, failing: int
 ) -> None:
-    """Mapping fails while a reader or a manager attaches: same size, same bytes, same object."""
+    """L2: mmap fails while a reader or a manager attaches: same size, same bytes, same object."""
     before = left.bytes(), [path.stat().st_ino for path in left.paths.values()]
     function = "map_readable" if make is SessionReader else "map_writable"
     real, calls = getattr(segment, function), []
@@ -427,7 +427,7 @@ def test_a_mapping_that_fails_leaves_the_objects_as_they_are(
 def test_a_mapping_that_fails_during_creation_leaves_nothing(
     name: str, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
-    """Mapping fails while a registry is made: no object is left, and the next attempt works."""
+    """L2: mmap fails while a registry is made: no object is left, and the next attempt works."""
     real, calls = segment.map_writable, []
 
     def fail_once(descriptor: int, size: int) -> object:

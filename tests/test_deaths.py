@@ -132,7 +132,7 @@ def _catch_in_a_commit(name: str, child: Child, witness: Witness, rng: Random) -
 
 @pytest.mark.parametrize("seed", [1])
 def test_no_kill_of_a_busy_writer_loses_or_tears_anything(name: str, seed: int) -> None:
-    """Killed hundreds of times, at any moment and in its commits, and read all the while."""
+    """T5: killed hundreds of times, at any moment and in its commits, and read all the while."""
     rng, ledger = Random(seed), Ledger()
     kinds = {ANY_MOMENT: 400, CAUGHT: 5, ANY_LINE: 40, IN_COMMIT: 55}
     kills: Counter[str] = Counter()
@@ -180,7 +180,7 @@ def _in_words(counts: Counter[Any]) -> str:
 
 @pytest.mark.parametrize("seed", [1])
 def test_a_writer_that_stands_still_holds_nobody_up(name: str, seed: int) -> None:
-    """Stopped at any moment and in its commits, it is alive, and readers go on."""
+    """D7: stopped at any moment and in its commits, it is alive, and readers go on."""
     rng, ledger = Random(seed), Ledger()
     kinds = {ANY_MOMENT: 25, IN_COMMIT: 15}
     halves: Counter[str] = Counter()
@@ -310,7 +310,7 @@ class _Readers:
 def test_a_reader_answers_at_once_wherever_a_mutation_stands_still_or_is_cut(
     name: str, mutation: str
 ) -> None:
-    """SIGSTOP and SIGKILL at every store of every mutation: at most 8 loads of shared words."""
+    """T5: SIGSTOP and SIGKILL at every store of every mutation: at most 8 loads of shared words."""
     answers: list[Any] = []
     around = partial(stop_at_each_line, stop=stop_this_process)
     with Child(partial(_mutate, name, mutation, around)) as child:
@@ -460,7 +460,7 @@ def _die_in(name: str, call: Callable[[str, Around], None], number: int, *, kill
 @pytest.mark.parametrize("seed", [1])
 @pytest.mark.usefixtures("_few_lines")
 def test_a_creation_cut_at_any_line_is_followed_by_a_start(name: str, seed: int) -> None:
-    """Killed before each line of the first start, it leaves nothing that hinders the next."""
+    """A4: killed before each line of the first start, it leaves nothing that hinders the next."""
     complete = False
     numbers = list(_lines_to_die_at(name, _start, seed))
     _manager(name).unlink()
@@ -488,7 +488,7 @@ def test_a_creation_cut_at_any_line_is_followed_by_a_start(name: str, seed: int)
 def test_a_takeover_or_close_cut_at_any_line_loses_nothing(
     name: str, call: Callable[[str, Around], None], seed: int
 ) -> None:
-    """Killed before each line of it, readers and the next writer have all that was there."""
+    """A4: killed before each line of it, readers and the next writer have all that was there."""
     left = _Left(name)
     for number, killed in _lines_to_die_at(name, call, seed):
         left.put_back()
@@ -512,7 +512,7 @@ def test_a_takeover_or_close_cut_at_any_line_loses_nothing(
 def test_a_destruction_cut_at_any_line_destroys_all_or_nothing(
     name: str, call: Callable[[str, Around], None], seed: int
 ) -> None:
-    """Killed before each line of it, readers and the next writer have all of it or nothing."""
+    """A4: killed before each line of it, readers and the next writer have all of it or nothing."""
     left = _Left(name)
     gone = False
     for number, killed in _lines_to_die_at(name, call, seed):
@@ -582,7 +582,7 @@ def _start_and_create(name: str, fresh: bool) -> None:
 
 @pytest.mark.parametrize("seed", [1])
 def test_killed_starts_leave_one_set_of_objects(name: str, seed: int) -> None:
-    """50 times, at any moment of it, while a reader attaches and sees its deadline at most."""
+    """L6: 50 times, at any moment of it, while a reader attaches and sees its deadline at most."""
     rng = Random(seed)
     outcomes = Counter([_attach(name)])
     cut = 0
@@ -627,7 +627,7 @@ def _attach(name: str) -> str:
 def test_a_new_writer_uses_no_slot_of_what_is_there_and_shows_nothing_of_the_dead(
     name: str,
 ) -> None:
-    """Killed before each line of a commit, then filled to the last slot by the next writer."""
+    """D4: killed before each line of a commit, then filled to the last slot by the next writer."""
 
     def die(line: int) -> None:
         manager = _manager(name, fresh=True)
@@ -666,7 +666,7 @@ def test_a_new_writer_uses_no_slot_of_what_is_there_and_shows_nothing_of_the_dea
 
 
 def test_a_reader_goes_on_with_each_writer_that_follows_a_killed_one(name: str) -> None:
-    """It is not made anew, and sees what the second and third writer do, and a new registry."""
+    """A6: it is not made anew, and sees what the second and third writer do, and a new registry."""
 
     def write(number: int, *, fresh: bool) -> None:
         manager = _manager(name, fresh=fresh)
@@ -691,7 +691,7 @@ def test_a_reader_goes_on_with_each_writer_that_follows_a_killed_one(name: str) 
 
 
 def test_what_the_last_run_left_is_reported_or_discarded_as_asked(name: str) -> None:
-    """No start fails after a crash, none takes anything over without saying so, none needs rm."""
+    """L4: no start fails after a crash, none takes anything over without saying so, none needs rm."""
 
     def start(*, fresh: bool) -> None:
         manager = _manager(name, fresh=fresh)
@@ -734,7 +734,7 @@ def _identities() -> dict[str, Identity]:
 def test_whatever_a_control_says_of_its_writer_the_lock_alone_keeps_others_out(
     name: str, who: str, *, odd: bool
 ) -> None:
-    """A recorded pid blocks nobody, whosever it is, and the lack of one lets nobody in."""
+    """T8: a recorded pid blocks nobody, whosever it is, and the lack of one lets nobody in."""
     with _manager(name) as manager:
         sid = manager.create_session()
         _record_writer(name, who, odd=odd)
@@ -765,7 +765,7 @@ def _record_writer(name: str, who: str, *, odd: bool) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 4095, CONTROL_SIZE])
 def test_an_empty_control_blocks_nobody(name: str, size: int) -> None:
-    """As a writer leaves it that is killed between two system calls, or a full disk."""
+    """T8: as a writer leaves it that is killed between two system calls, or a full disk."""
     path_of(name).write_bytes(bytes(size))
     path_of(name, 1).write_bytes(b"")
     with _manager(name) as manager, SessionReader(name, timeout=0) as reader:

@@ -141,7 +141,7 @@ def test_an_interpreter_ends_cleanly_and_soon_with_a_manager_in_it(name: str, sc
 
 
 def test_a_process_that_only_attached_takes_nothing_with_it(name: str) -> None:
-    """An unrelated reader attaches, reads, exits with empty stderr; a second one attaches."""
+    """L1: an unrelated reader attaches, reads, exits with empty stderr; a second one attaches."""
     code = """
         import sys
         from jidoka_shm import SessionReader
@@ -159,7 +159,7 @@ def test_a_process_that_only_attached_takes_nothing_with_it(name: str) -> None:
 
 
 def test_the_resource_tracker_is_never_started(name: str) -> None:
-    """Nothing is registered with multiprocessing's resource tracker, which would unlink it."""
+    """L3: nothing is registered with multiprocessing's resource tracker, which would unlink it."""
     code = """
         import os, sys
         from pathlib import Path

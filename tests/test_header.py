@@ -74,7 +74,7 @@ def test_the_magic_is_stored_after_all_else() -> None:
 
 
 def test_each_flipped_bit_is_damage() -> None:
-    """Each bit of a header, flipped."""
+    """A10: each bit of a header, flipped."""
     sound = bytes(_stored())
     for bit in range(8 * TABLE_HEADER_SIZE):
         memory = bytearray(sound)

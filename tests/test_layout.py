@@ -64,7 +64,7 @@ slot_sizes = st.integers(2, MAX_SLOT_SIZE // 64).map(lambda times: 64 * times)
 
 
 def test_the_header_of_a_table_is_frozen() -> None:
-    """The golden bytes of a table's header."""
+    """A10: the golden bytes of a table's header."""
     geometry = Geometry(index_size=277, slot_count=80, slot_size=512)
     memory = bytearray(geometry.size)
     TableHeader(INSTANCE, 7, geometry, 0x0123456789).store(memory)
@@ -97,7 +97,7 @@ def _full_session() -> Session:
 
 
 def test_a_slot_is_frozen() -> None:
-    """The golden bytes of a slot."""
+    """A10: the golden bytes of a slot."""
     assert pack_slot(_full_session()).hex(" ", -8) == (
         "0f0e0d0c0b0a4908 8706050403020100 0807060504030201 e8032a36fe9c9717 "
         "d0072a36fe9c9717 9210000050000000 0500000081f47751 000000004f5f4b12 "

@@ -91,7 +91,7 @@ def test_a_pid_is_not_read_from_an_object_of_another_format(name: str) -> None:
 
 
 def test_a_holder_that_has_not_said_who_it_is_refuses_as_well(name: str) -> None:
-    """An empty control is not stale while somebody holds its lock."""
+    """A2: an empty control is not stale while somebody holds its lock."""
     lock = _take(name)
     with pytest.raises(WriterAlreadyRunning) as caught:
         _take(name)
@@ -197,7 +197,7 @@ def test_the_lock_is_free_once_its_holder_was_killed(name: str) -> None:
 
 
 def test_the_lock_is_free_once_its_holder_was_killed_though_a_child_of_it_lives(name: str) -> None:
-    """A forked child does not keep the lock alive."""
+    """P5: a forked child does not keep the lock alive."""
     fork = """
 # That the process has threads is the point.
 warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
@@ -219,7 +219,7 @@ sys.stdin.read()
 
 
 def test_the_lock_is_held_though_a_forked_child_ends(name: str) -> None:
-    """A forked child does not release the lock."""
+    """P5: a forked child does not release the lock."""
     lock = _take(name)
 
     def in_the_child() -> None:
@@ -283,7 +283,7 @@ def test_a_fork_while_the_lock_is_taken_leaves_the_child_no_copy(
 
 
 def test_another_descriptor_of_the_control_may_come_and_go(name: str) -> None:
-    """Closing another descriptor of the control drops no lock."""
+    """P6: closing another descriptor of the control drops no lock."""
     lock = _take(name)
     _name_writer(name)
     for opened in (segment.open_readable, segment.open_writable):
@@ -313,7 +313,7 @@ def test_a_name_made_anew_has_a_lock_of_its_own(name: str) -> None:
 def test_the_lock_of_a_name_that_went_meanwhile_is_not_taken_for_it(
     name: str, monkeypatch: pytest.MonkeyPatch, *, made_anew: bool
 ) -> None:
-    """The locked object is compared with what bears the name now."""
+    """A2: the locked object is compared with what bears the name now."""
     try_lock = segment.try_lock
     locked = []
 

@@ -627,7 +627,7 @@ def test_a_second_manager_is_refused_in_the_same_process(manager: SessionManager
 
 
 def test_a_second_manager_is_refused_in_another_process(manager: SessionManager) -> None:
-    """The second writer is refused, by the kernel."""
+    """T4: the second writer is refused, by the kernel."""
     code = """
         import sys
         from jidoka_shm import SessionManager, WriterAlreadyRunning
@@ -863,7 +863,7 @@ def test_several_threads_may_close_at_once(name: str) -> None:
 
 
 def test_unlinking_destroys_and_closes_and_may_be_repeated(name: str) -> None:
-    """Unlinking may be repeated."""
+    """L5: unlinking may be repeated."""
     manager = _manager(name)
     sid = manager.create_session()
     with SessionReader(name) as reader:
@@ -1781,7 +1781,7 @@ def test_a_manager_does_not_pickle_and_says_what_does(manager: SessionManager) -
 def test_names_removed_by_hand_close_the_registry_for_everybody(
     name: str, generations: tuple[int | None, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The writer says that its name is gone, and every reader learns it."""
+    """L7: the writer says that its name is gone, and every reader learns it."""
     with _manager(name) as manager:
         sid = manager.create_session()
         readers = [SessionReader(name) for _ in range(2)]

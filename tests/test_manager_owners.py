@@ -96,7 +96,7 @@ def _watched(manager: SessionManager) -> list[int]:
 def test_the_end_of_an_owner_ends_its_sessions_with_an_error_that_says_how(
     manager: SessionManager, child: Living, end: Callable[[Living], None], code: int, text: str
 ) -> None:
-    """It is noticed by a pidfd, with no look at any process now and then."""
+    """P1: it is noticed by a pidfd, with no look at any process now and then."""
     sids = [manager.create_session({"n": n}, pid=child.pid) for n in range(3)]
     manager.update_session(sids[1], status="active")
     others = [manager.create_session(), manager.create_session(pid=os.getpid())]
@@ -185,7 +185,7 @@ def test_an_owner_that_dies_while_its_session_is_made_is_noticed(
 def test_an_owner_that_starts_again_under_its_pid_is_another(
     manager: SessionManager, child: Living, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An owner that is recorded with another start time than its pid's process is dead."""
+    """P1: an owner that is recorded with another start time than its pid's process is dead."""
     owner = processes.find(child.pid)
     assert owner is not None
     with monkeypatch.context() as patch:
@@ -196,7 +196,7 @@ def test_an_owner_that_starts_again_under_its_pid_is_another(
 
 @no_ticks
 def test_a_hundred_owners_killed_at_once_leave_nothing(name: str) -> None:
-    """100 sessions are terminated and their slots used again; no state of the dead stays."""
+    """P3: 100 sessions are terminated and their slots used again; no state of the dead stays."""
     with SessionManager(name, capacity=100, cleanup_delay=0.02) as manager, ExitStack() as ends:
         free = manager._registry.table.free_slots
         children = [ends.enter_context(Living()) for _ in range(100)]
@@ -315,7 +315,7 @@ def test_owners_that_live_on_are_watched_by_the_next_manager(name: str, child: L
 def test_a_takeover_judges_an_owner_by_what_is_recorded_of_it(
     name: str, child: Living, other: dict[str, int], *, is_known: bool, gone: bool
 ) -> None:
-    """Another start time is another process; of another pid namespace nothing is known."""
+    """P1, P2: another start time is another process; of another pid namespace nothing is known."""
     owner = processes.find(child.pid)
     assert owner is not None
     find = processes.find
@@ -640,7 +640,7 @@ def test_a_forked_worker_owns_sessions_of_its_parents_manager(manager: SessionMa
 
 @no_ticks
 def test_sessions_of_owners_that_come_and_go_for_a_while_all_end(name: str) -> None:
-    """Owners in turn, each killed at some moment, leave no session and no descriptor."""
+    """P3: owners in turn, each killed at some moment, leave no session and no descriptor."""
     with SessionManager(name, capacity=16, cleanup_delay=0.001) as manager:
         for number in range(60):
             with Living() as one:

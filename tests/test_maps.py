@@ -85,7 +85,7 @@ def _deep_maps(draw: st.DrawFn) -> dict:
 
 @given(_deep_maps())
 def test_a_map_comes_back_equal(value: dict) -> None:
-    """What is taken comes back equal."""
+    """D2: what is taken comes back equal."""
     assert _same(_decoded(value), value)
 
 
@@ -328,7 +328,7 @@ def _among(draw: st.DrawFn, value: object) -> dict:
 @settings(max_examples=12)
 @given(data=st.data())
 def test_a_value_that_is_not_jsons_is_refused_with_its_path(kind: str, data: st.DataObject) -> None:
-    """What would come back as another type is refused with its path."""
+    """D2: what would come back as another type is refused with its path."""
     value = VALUES[kind]()
     place = data.draw(_placed(value))
     assert _follow(_refused(place).path, place) is value

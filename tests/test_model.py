@@ -53,7 +53,7 @@ large = st.just({"much": "x" * 300})
 
 
 class Model(RuleBasedStateMachine):
-    """The real rules and table, and beside them what a dict says they hold."""
+    """D5: the real rules and table, and beside them what a dict says they hold."""
 
     verify = False
 

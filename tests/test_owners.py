@@ -281,7 +281,7 @@ def test_the_many_sessions_of_an_owner_end_some_at_a_time() -> None:
 
 
 def test_a_hundred_owners_that_end_at_once_leave_no_session_and_no_slot_taken() -> None:
-    """100 sessions are terminated and their slots used again."""
+    """P3: 100 sessions are terminated and their slots used again."""
     registry = make_registry(make_writer(100, 192), cleanup_delay=DELAY)
     owners = [Identity(pid, 1, 7) for pid in range(1, 101)]
     for again in range(3):
@@ -298,7 +298,7 @@ def test_a_hundred_owners_that_end_at_once_leave_no_session_and_no_slot_taken() 
 
 
 def test_a_hundred_thousand_owners_through_64_slots_leave_nothing_behind() -> None:
-    """Nothing that is kept of owners or deadlines grows with those that were."""
+    """P3: nothing that is kept of owners or deadlines grows with those that were."""
     writer = make_writer(64, 192)
     registry = make_registry(writer, cleanup_delay=1000)
     owners, maps = registry.owners, maps_of()

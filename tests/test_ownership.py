@@ -392,7 +392,7 @@ def test_a_creation_that_fails_leaves_no_name_and_no_descriptor(
 def test_a_creation_without_room_leaves_nothing(
     name: str, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
-    """No room in /dev/shm for control or table: an error at creation, and nothing left."""
+    """A8: no room in /dev/shm for control or table: an error at creation, and nothing left."""
     sizes = []
     fallocate = os.posix_fallocate
 
@@ -475,7 +475,7 @@ FOREIGN: list[tuple[Callable[[str], None], int | None]] = [
 def test_a_foreign_format_is_refused_and_stays_as_it_is(
     name: str, spoil: Callable[[str], None], found: int | None
 ) -> None:
-    """An upgrade meets the old layout, and leaves it as it is."""
+    """A10: an upgrade meets the old layout, and leaves it as it is."""
     _make(name)
     spoil(name)
     control, table = path_of(name).read_bytes(), path_of(name, 1).read_bytes()
@@ -531,7 +531,7 @@ DAMAGED = [
 def test_a_damaged_registry_is_refused_and_stays_as_it_is(
     name: str, spoil: Callable[[str], None]
 ) -> None:
-    """A header that is damaged or another's is refused by a manager."""
+    """A10: a header that is damaged or another's is refused by a manager."""
     _make(name)
     spoil(name)
     before = {tail: path_of(name + tail).read_bytes() for tail in objects_of(name)}
@@ -685,7 +685,7 @@ def test_another_user_cannot_take_a_registry_over(name: str, mode: int, uid: int
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_a_segment_that_another_user_made_is_refused(name: str) -> None:
-    """Another user made the predictable name first."""
+    """A9: another user made the predictable name first."""
     code = """
         import os, sys
         from jidoka_shm.manager import SessionManager
@@ -718,7 +718,7 @@ def test_destroying_closes_the_index_and_removes_the_names(name: str) -> None:
 
 
 def test_destroying_again_does_not_touch_what_came_after(name: str) -> None:
-    """A name that leads to another object by now is not removed."""
+    """A2: a name that leads to another object by now is not removed."""
     own, *_ = _claim(name)
     own.destroy()
     other, memory, _, found = _claim(name)

@@ -269,14 +269,14 @@ def test_nothing_is_unpickled_or_evaluated(module: str) -> None:
 
 @pytest.mark.parametrize("module", SOURCES)
 def test_nothing_packs_into_shared_memory(module: str) -> None:
-    """``pack_into`` zeroes its target first, which readers of a live word see."""
+    """T1: pack_into zeroes its target first, which readers of a live word see."""
     # It zeroes its target first, which readers of a live word see.
     assert "pack_into" not in _names(module)
 
 
 @pytest.mark.parametrize("module", SOURCES)
 def test_only_what_knows_no_memory_decodes(module: str) -> None:
-    """What decodes records has nothing to decode from but the private copies it is given."""
+    """T3: what decodes records has nothing to decode from but the private copies it is given."""
     if "Decoder" in _names(module):
         assert module in {"maps", "session", "protocol", "service"}
         assert not _names(module) & {"mmap", "memoryview", "memory", "Memory", "frombuffer"}
@@ -284,7 +284,7 @@ def test_only_what_knows_no_memory_decodes(module: str) -> None:
 
 @pytest.mark.parametrize("module", SOURCES)
 def test_nothing_in_shared_memory_can_be_held(module: str) -> None:
-    """No lock, semaphore or count of readers stands in shared memory, to outlive its holder."""
+    """T6: no lock, semaphore or count of readers stands in shared memory, to outlive its holder."""
     _, outside = _imports(module)
     assert not outside & {"multiprocessing", "_multiprocessing", "sysv_ipc", "ctypes"}
     assert not _names(module) & {"Semaphore", "MessageQueue", "sem_open", "pthread_mutex_t"}

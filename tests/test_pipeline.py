@@ -204,7 +204,7 @@ def test_all_are_sent_before_the_first_reply(
 
 
 def test_more_than_all_buffers_hold_goes_through(client: SessionClient) -> None:
-    """The service stops reading while its replies are not read."""
+    """T9: the service stops reading while its replies are not read."""
     changes = client.pipeline()
     sid = changes.create_session()
     for number in range(20_000):

@@ -95,7 +95,7 @@ def test_a_commands_name_misleads_nobody(command: str) -> None:
 
 
 def test_a_later_process_of_the_same_pid_is_not_taken_for_it(child: int) -> None:
-    """A pid with another start time is another process, and the one asked for is dead."""
+    """P1: a pid with another start time is another process, and the one asked for is dead."""
     identity = processes.identity_of(child)
     assert identity is not None
     for start in (identity.start - 1, identity.start + 1, 0):
@@ -103,7 +103,7 @@ def test_a_later_process_of_the_same_pid_is_not_taken_for_it(child: int) -> None
 
 
 def test_another_pid_namespace_is_unknown(child: int) -> None:
-    """Two containers may both have a pid 1; of the other's nothing is known."""
+    """P2: two containers may both have a pid 1; of the other's nothing is known."""
     identity = processes.identity_of(child)
     assert identity is not None
     for namespace in (identity.namespace + 1, 0):

@@ -399,7 +399,7 @@ def test_a_close_while_it_attaches_again_stands(
 
 @pytest.mark.usefixtures("_often_switched")
 def test_threads_may_read_while_another_closes(manager: SessionManager) -> None:
-    """Four threads read while a fifth closes: ``RegistryClosed``, never a crash."""
+    """A7: four threads read while a fifth closes: ``RegistryClosed``, never a crash."""
     sids = [manager.create_session({"number": number}) for number in range(40)]
     failures: list[BaseException] = []
 
@@ -533,7 +533,7 @@ def test_unpickling_where_nothing_is_left_is_an_error(name: str) -> None:
 
 
 def test_a_spawned_process_reads_by_what_it_is_sent(manager: SessionManager) -> None:
-    """A reader that is sent to a spawned process reads there."""
+    """P7: a reader that is sent to a spawned process reads there."""
     sid = manager.create_session({"a": [1, 2]}, pid=os.getpid())
     with (
         SessionReader(manager.name) as reader,
@@ -550,7 +550,7 @@ def test_a_spawned_process_reads_by_what_it_is_sent(manager: SessionManager) -> 
 
 
 def test_a_forked_child_reads_on(manager: SessionManager, reader: SessionReader) -> None:
-    """A reader works in a forked child."""
+    """P7: a reader works in a forked child."""
     sid = manager.create_session({"a": 1})
     assert reader[sid].metadata == {"a": 1}
     end, begin = os.pipe()
@@ -634,7 +634,7 @@ def test_a_check_beside_a_busy_writer_is_right_or_says_that_it_was_contended(nam
 def test_no_load_of_a_live_word_sees_what_no_commit_stored(
     manager: SessionManager, reader: SessionReader
 ) -> None:
-    """Beside a writer at full speed, versions only grow, and no word is ever empty or torn."""
+    """T1: beside a writer at full speed, versions only grow, and no word is ever empty or torn."""
     sid = manager.create_session()
     words, change = reader._view.words, reader._view.table.change
     (entry,) = (at for at, word in enumerate(words) if word)

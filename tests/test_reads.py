@@ -214,7 +214,7 @@ def test_a_change_of_a_copy_shows_nowhere(handle: SessionReads, manager: Session
 
 
 def test_what_is_read_is_a_private_copy(handle: SessionReads, manager: SessionManager) -> None:
-    """What a session decodes is bytes of its own, which no later commit shows in."""
+    """T3: what a session decodes is bytes of its own, which no later commit shows in."""
     sid = manager.create_session({"a": 1}, {"b": 2})
     for read in (
         lambda: handle[sid],
@@ -805,7 +805,7 @@ def test_a_destroyed_registry_is_closed_in_every_call(
 def test_what_was_returned_outlives_its_handle_and_its_registry(
     handle: SessionReads, manager: SessionManager
 ) -> None:
-    """All that was returned can be touched after the close."""
+    """D1: all that was returned can be touched after the close."""
     sid = manager.create_session({"a": [1, 2]}, {"b": "x" * 100}, pid=1, ttl=60)
     session, listed, values = handle[sid], handle.list_sessions(), list(handle.values())
     rows, counts, stats = handle.snapshot(), handle.count_by_status(), handle.stats()

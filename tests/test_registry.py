@@ -538,7 +538,7 @@ FAILURES: dict[str, tuple[type[Exception], int, Callable[[Registry], object]]] =
 
 @pytest.mark.parametrize("kind", FAILURES)
 def test_a_failed_change_leaves_everything_as_it_was(kind: str) -> None:
-    """A failed write moves nothing."""
+    """T7: a failed write moves nothing."""
     error, capacity, change = FAILURES[kind]
     registry = make_registry(make_writer(capacity))
     for key, status in zip((1, 2, 3, 4), (INITIALIZING, ACTIVE, IDLE, TERMINATED), strict=True):
@@ -563,7 +563,7 @@ def test_each_kind_of_error_of_a_change_is_among_the_failures() -> None:
 
 
 def test_after_10_000_failed_creations_there_is_room_for_one_that_follows_an_end() -> None:
-    """A failed create leaks nothing."""
+    """D6: a failed create leaks nothing."""
     registry = make_registry(make_writer(4))
     for key in range(4):
         _create(registry, key)
@@ -786,7 +786,7 @@ def test_a_next_writer_goes_on_with_later_versions(registry: Registry) -> None:
 
 
 def test_a_hundred_thousand_sessions_through_64_slots_leave_nothing_behind() -> None:
-    """Neither slots nor deadlines of sessions that ended pile up."""
+    """P3: neither slots nor deadlines of sessions that ended pile up."""
     writer = make_writer(64, 192)
     registry = make_registry(writer, cleanup_delay=1000)
     maps = maps_of()

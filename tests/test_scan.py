@@ -161,7 +161,7 @@ def _copied(table: SessionTable) -> list[int]:
 
 @both_ways
 def test_a_scan_of_a_large_table_reads_the_slots_of_its_sessions_alone(*, verify: bool) -> None:
-    """10 live sessions in 65,536 slots are listed by 10 copies."""
+    """D8: 10 live sessions in 65,536 slots are listed by 10 copies."""
     writer = make_writer(65_520, 128)
     assert writer.slots.count == 65_536
     made = add(writer, *range(0, 65_000, 6_500))

@@ -62,7 +62,7 @@ def test_a_new_object_is_empty(made: int) -> None:
 
 @pytest.mark.usefixtures("made")
 def test_what_is_there_is_not_made_again(shm: str) -> None:
-    """An object is made only where there is none of its name."""
+    """A9: an object is made only where there is none of its name."""
     with pytest.raises(FileExistsError, match=shm):
         segment.create(shm)
 
@@ -198,7 +198,7 @@ def test_reserving_keeps_what_is_there(made: int) -> None:
 
 
 def test_a_full_shm_is_an_error_that_says_so(made: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error of a full /dev/shm says what is needed and free, and the container's option."""
+    """A8: the error of a full /dev/shm says what is needed and free, and the container's option."""
 
     def no_space(*_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

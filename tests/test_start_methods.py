@@ -72,7 +72,7 @@ def _read(reader: SessionReader, name: str, pipe: Connection) -> None:
 def test_a_reader_reads_in_parent_and_child_before_and_after(
     manager: SessionManager, method: str, *, used: bool
 ) -> None:
-    """All three start methods, and the reader is sent as its name and options."""
+    """P7: all three start methods, and the reader is sent as its name and options."""
     with SessionReader(manager.name, cache_size=5) as reader:
         if used:
             assert reader[SID].metadata == {"number": 0}
@@ -133,7 +133,7 @@ def test_a_child_makes_no_second_manager_but_one_of_its_own(
 def test_a_readers_pickle_holds_its_name_and_options_and_nothing_else(
     manager: SessionManager,
 ) -> None:
-    """Handles pickle as name and options."""
+    """P7: handles pickle as name and options."""
     with SessionReader(manager.name, timeout=2, cache_size=3, verify=True) as reader:
         reader.list_sessions()
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
@@ -188,7 +188,7 @@ class Busy:
 
 
 def test_a_fork_beside_busy_threads_gives_the_child_all_that_it_may_have(name: str) -> None:
-    """A reader works in a forked child, whatever other threads did at that moment."""
+    """P7: a reader works in a forked child, whatever other threads did at that moment."""
     busy = Busy()
 
     def change() -> None:
@@ -360,14 +360,14 @@ FOLLOW = """
     ],
 )
 def test_a_child_that_ends_takes_nothing_with_it(name: str, ending: str, said: str) -> None:
-    """A forked child does not release the parent's lock, however it ends."""
+    """P5: a forked child does not release the parent's lock, however it ends."""
     with Script(FORK + FOLLOW, name, ending) as script:
         assert script.end() == f"{said}\n"
 
 
 @pytest.mark.parametrize("way", ["os", "multiprocessing"])
 def test_a_killed_writers_child_keeps_nothing_and_ends_without_a_trace(name: str, way: str) -> None:
-    """The lock is free at once after SIGKILL, though a child has the control mapped."""
+    """P5: the lock is free at once after SIGKILL, though a child has the control mapped."""
     code = """
         import os, sys, warnings
         from multiprocessing import get_context

@@ -180,7 +180,7 @@ def test_a_miss_is_short_again_once_what_was_far_is_gone(*, verify: bool) -> Non
 
 
 def test_a_look_up_reads_as_few_entries_among_100_000_sessions_as_among_10() -> None:
-    """What a look-up costs does not grow with what is stored."""
+    """D8: what a look-up costs does not grow with what is stored."""
     means = []
     for sessions in (10, 100_000):
         writer, rng = make_writer(sessions, 128), random.Random(8)

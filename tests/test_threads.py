@@ -60,7 +60,7 @@ def _run(threads: list[threading.Thread], work: Callable[[], object]) -> None:
 @pytest.mark.parametrize("end", ["close", "unlink"])
 @pytest.mark.parametrize("handle", ["manager", "reader"])
 def test_threads_may_read_while_the_manager_ends(name: str, handle: str, end: str) -> None:
-    """Four threads read while a fifth closes: ``RegistryClosed``, never a crash."""
+    """A7: four threads read while a fifth closes: ``RegistryClosed``, never a crash."""
     for _ in range(15):
         manager = SessionManager(name, capacity=16, fresh=True)
         _fill(manager, 1)

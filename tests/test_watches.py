@@ -197,7 +197,7 @@ def test_one_that_is_gone_before_it_was_watched_is_gone(child: Living) -> None:
 
 
 def test_a_later_process_of_the_same_pid_is_not_taken_for_it(child: Living) -> None:
-    """A pid with another start time is another process, and the owner is dead."""
+    """P1: a pid with another start time is another process, and the owner is dead."""
 
     async def work(watched: Watched) -> None:
         earlier = replace(_who(child.pid), start=_who(child.pid).start - 1)

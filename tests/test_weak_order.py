@@ -149,7 +149,7 @@ def _looks_at_fences(writer: TableWriter, change: Callable[[TableWriter], None])
 @pytest.mark.parametrize("clean", [False, True])
 @pytest.mark.parametrize("kind", CHANGES)
 def test_between_its_fences_a_commit_is_seen_whole_or_not_at_all(kind: str, *, clean: bool) -> None:
-    """Every weak order that the fences allow: the old record, then the new one, no retry."""
+    """T2: every weak order that the fences allow: the old record, then the new one, no retry."""
     change, there = CHANGES[kind]
     writer = _used(there=there, clean=clean)
     looked = reader_of(writer, verify=True)
@@ -170,7 +170,7 @@ def test_between_its_fences_a_commit_is_seen_whole_or_not_at_all(kind: str, *, c
 @pytest.mark.parametrize("clean", [False, True])
 @pytest.mark.parametrize("kind", CHANGES)
 def test_without_its_fences_a_commit_is_seen_whole_or_read_again(kind: str, *, clean: bool) -> None:
-    """Every order of the stores of a commit, the crcs alone to tell: old, new or retry."""
+    """T2: every order of the stores of a commit, the crcs alone to tell: old, new or retry."""
     change, there = CHANGES[kind]
     writer = _used(there=there, clean=clean)
     looked = reader_of(writer, verify=True)
@@ -188,7 +188,7 @@ def test_without_its_fences_a_commit_is_seen_whole_or_read_again(kind: str, *, c
 
 @pytest.mark.parametrize("other", [SID.int, 9])
 def test_a_slot_written_anew_under_a_word_that_is_late_is_read_again(other: int) -> None:
-    """The old word still stands for a reader, its slot holds parts of a later record."""
+    """T2: the old word still stands for a reader, its slot holds parts of a later record."""
     writer = _used(there=True)
     looked = reader_of(writer, verify=True)
     old, late = _looked_up(looked), _state(writer)
