@@ -44,16 +44,19 @@ class AsyncChanges(AsyncIterator[Change]):
         self._in_turn += 1
         if self._in_turn >= _TURN:
             await self._pause(0.0, deadline)
-        # Between a step that hands a change out and the caller nothing is awaited, so a
-        # cancellation never comes there.
-        while not self._is_over:
-            found = self._watch.step(deadline)
-            if isinstance(found, Change):
-                return found
-            if found is None:
-                self._is_over = True
-            else:
-                await self._pause(found, deadline)
+        mark = self._watch.mark()
+        try:
+            while not self._is_over:
+                found = self._watch.step(deadline)
+                if isinstance(found, Change):
+                    return found
+                if found is None:
+                    self._is_over = True
+                else:
+                    await self._pause(found, deadline)
+        except BaseException:
+            self._watch.go_back(mark)
+            raise
         raise StopAsyncIteration
 
     async def _pause(self, seconds: float, deadline: float) -> None:

@@ -4,8 +4,8 @@
 steps. A step where nothing was committed loads the change word once. Nothing is written to the
 memory, so no watcher is in a writer's way.
 
-An exception in the middle of a look leaves all as it was before: a look is kept only once what is
-to be told of it is, and a change counts as told when it is handed out.
+An exception in the middle of a step, such as that of a signal handler, loses nothing: a look is
+kept only once what is to be told of it is, and a change counts as told when its caller gets it.
 """
 
 from __future__ import annotations
@@ -53,6 +53,19 @@ class _Place(NamedTuple):
     look: TableLook
 
 
+class _Queue:
+    """What is to be told, and how much of it was."""
+
+    __slots__ = ("changes", "told")
+
+    def __init__(self, changes: list[Change]) -> None:
+        self.changes = changes
+        self.told = 0
+
+    def __bool__(self) -> bool:
+        return self.told < len(self.changes)
+
+
 class Watch:
     """What one watcher was told, and what it has to be told next."""
 
@@ -71,8 +84,7 @@ class Watch:
         self._latency = check_seconds("latency", latency)
         self._handle = handle
         self._told: dict[UUID, Session] = {}
-        #: What is to be told, the next one last.
-        self._pending: list[Change] = []
+        self._queue = _Queue([])
         #: Where it looks; None once its handle is closed.
         self._place: _Place | None = None
         self._change, self._is_sure = _NONE, False
@@ -133,7 +145,7 @@ class Watch:
         return self._lock
 
     def _poll(self, deadline: float) -> float | None:
-        if not self._is_open() or self._pending:
+        if not self._is_open() or self._queue:
             return None
         now = time.monotonic()
         until = min(self._due, deadline)
@@ -142,17 +154,18 @@ class Watch:
         self._look(now)
         self._due = now + self._latency
         # Another thread may have closed the handle meanwhile.
-        if self._pending or self._place is None or now >= deadline:
+        if self._queue or self._place is None or now >= deadline:
             return None
         # The look may have taken longer than the latency.
         return max(min(self._due, deadline) - time.monotonic(), 0.0)
 
     def _take(self) -> Change | None:
-        if not self._pending:
+        queue = self._queue
+        if not queue:
             return None
-        change = self._pending[-1]
+        change = queue.changes[queue.told]
         self._tell(change)
-        self._pending.pop()
+        queue.told += 1
         return change
 
     def _tell(self, change: Change) -> None:
@@ -162,12 +175,25 @@ class Watch:
         else:
             self._told[key] = change.session
 
+    def mark(self) -> tuple[_Queue, int]:
+        """Return what ``go_back`` goes back to."""
+        queue = self._queue
+        return queue, queue.told
+
+    def go_back(self, mark: tuple[_Queue, int]) -> None:
+        """Tell again what was taken since a mark, for who was interrupted before he had it."""
+        queue, told = mark
+        if self._queue is queue:
+            queue.told = told
+        else:
+            self._queue.told = 0
+
     def _is_open(self) -> bool:
         """Return whether the handle is, and let go of its memory where not."""
         try:
             self._handle._view.table  # noqa: B018, SLF001 - that of a closed handle raises
         except RegistryClosed:
-            self._place, self._pending, self._told = None, [], {}
+            self._place, self._queue, self._told = None, _Queue([]), {}
             return False
         return True
 
@@ -200,9 +226,8 @@ class Watch:
         return True
 
     def _keep(self, at: TableLook, look: Look, changes: list[Change]) -> None:
-        changes.reverse()
         # In this order: what is cut short after a line is done again, and finds the same.
-        self._pending = changes
+        self._queue = _Queue(changes)
         at.keep(look)
         # Odd, the change word stays as it is when the word is stored that is the commit. A second
         # look at the same odd word sees that, unless the writer was stopped in between.
@@ -219,7 +244,7 @@ class Watch:
         """Turn to another table, once the sessions of another registry were told to be removed."""
         self._is_lost, self._unready_since = False, math.inf
         if self._told and view.identity[0] != old.identity[0]:
-            self._pending = self._removals()
+            self._queue = self._removals()
             return True
         # The words of another table may be the same by chance, and after another registry's the
         # change word too.
@@ -248,15 +273,15 @@ class Watch:
     def _lose(self, view: Attachment) -> None:
         """Tell of all sessions as removed, since their registry is gone."""
         if not self._is_lost:
-            self._pending = self._removals()
+            self._queue = self._removals()
             # Only one word may have been damaged, which its next writer mends.
             self._change = _NONE
             self._place = _Place(view, TableLook(view.table))
             self._is_lost = True
 
-    def _removals(self) -> list[Change]:
+    def _removals(self) -> _Queue:
         gone: dict[UUID, Session | None] = dict.fromkeys(self._told)
-        return differences(self._told, gone)[::-1]
+        return _Queue(differences(self._told, gone))
 
     # ------------------------------------------------------------------ beside the looks
 
@@ -298,14 +323,19 @@ class Changes(Iterator[Change]):
 
     def __next__(self) -> Change:
         deadline = time.monotonic() + self._timeout
-        while not self._is_over:
-            found = self._watch.step(deadline)
-            if isinstance(found, Change):
-                return found
-            if found is None:
-                self._is_over = True
-            else:
-                time.sleep(found)
+        mark = self._watch.mark()
+        try:
+            while not self._is_over:
+                found = self._watch.step(deadline)
+                if isinstance(found, Change):
+                    return found
+                if found is None:
+                    self._is_over = True
+                else:
+                    time.sleep(found)
+        except BaseException:
+            self._watch.go_back(mark)
+            raise
         raise StopIteration
 
     def __repr__(self) -> str:
