@@ -116,8 +116,8 @@ def test_a_list_is_not_older_than_what_was_seen(first: str) -> None:
     _explore(check_seen_then_listed, _cases(first, see_then_list, warm=list_all))
 
 
-def test_a_look_tells_what_became_different(first: str, verify: bool) -> None:
-    _explore(check_looked, _cases(first, look_again, verify=verify, warm=remember))
+def test_a_look_tells_what_became_different(first: str) -> None:
+    _explore(check_looked, _cases(first, look_again, warm=remember))
 
 
 @pytest.mark.parametrize(
