@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from uuid import UUID
 
-_TERMINATED: Final = SessionStatus.TERMINATED
+_ENDED: Final = SessionStatus.TERMINATED
 
 
 class ChangeKind(StrEnum):
@@ -33,6 +33,10 @@ class ChangeKind(StrEnum):
     UPDATED = "updated"
     TERMINATED = "terminated"
     REMOVED = "removed"
+
+
+#: An attribute of an enumeration costs as much as four of a module.
+_CREATED, _UPDATED, _TERMINATED, _REMOVED = ChangeKind
 
 
 class Change(NamedTuple):
@@ -54,10 +58,21 @@ def differences(told: Mapping[UUID, Session], found: Mapping[UUID, Session | Non
         told: each session as it was told of last.
         found: the sessions that may be different, as they are now; None where one is gone.
     """
-    changes: list[Change] = []
-    for session_id, session in found.items():
-        changes += _between(told.get(session_id), session)
-    return _in_order(changes)
+    removed: list[Change] = []
+    others: list[Change] = []
+    for session_id, new in found.items():
+        old = told.get(session_id)
+        if old is not None and new is not None and not _is_another(old, new):
+            if new.version > old.version:
+                others.append(Change(_kind_of(old, new), new))
+            continue
+        if old is not None:
+            removed.append(Change(_REMOVED, old))
+        if new is not None:
+            others.append(Change(_CREATED, new))
+            if new.status is _ENDED:
+                others.append(Change(_TERMINATED, new))
+    return [*_in_order(removed), *_in_order(others)]
 
 
 def changes_since(sessions: Iterable[Session], version: int) -> list[Change]:
@@ -71,41 +86,27 @@ def changes_since(sessions: Iterable[Session], version: int) -> list[Change]:
     )
 
 
-def _between(old: Session | None, new: Session | None) -> list[Change]:
-    if new is None:
-        return [] if old is None else [Change(ChangeKind.REMOVED, old)]
-    if old is None:
-        created = [Change(ChangeKind.CREATED, new)]
-        return [*created, Change(ChangeKind.TERMINATED, new)] if _has_ended(new) else created
-    if new.version <= old.version:
-        return []
-    if _is_another(old, new):
-        return [Change(ChangeKind.REMOVED, old), *_between(None, new)]
-    ended = _has_ended(new) and not _has_ended(old)
-    return [Change(ChangeKind.TERMINATED if ended else ChangeKind.UPDATED, new)]
-
-
-def _has_ended(session: Session) -> bool:
-    return session.status is _TERMINATED
-
-
 def _is_another(old: Session, new: Session) -> bool:
     """Return whether an id was given to a new session after the old one was removed."""
     # No session comes back to life, and none is created twice.
-    revived = _has_ended(old) and not _has_ended(new)
-    return revived or old._created != new._created  # noqa: SLF001 - when, in nanoseconds
+    revived = old.status is _ENDED and new.status is not _ENDED
+    again = revived or old._created != new._created  # noqa: SLF001 - when, in nanoseconds
+    return again and new.version > old.version
+
+
+def _kind_of(old: Session, new: Session) -> ChangeKind:
+    ended = new.status is _ENDED and old.status is not _ENDED
+    return _TERMINATED if ended else _UPDATED
 
 
 def _latest(session: Session) -> ChangeKind:
     """Return what a session's last commit was, as far as the session tells."""
-    if _has_ended(session):
-        return ChangeKind.TERMINATED
+    if session.status is _ENDED:
+        return _TERMINATED
     untouched = session._created == session._updated  # noqa: SLF001 - when, in nanoseconds
-    return ChangeKind.CREATED if untouched else ChangeKind.UPDATED
+    return _CREATED if untouched else _UPDATED
 
 
 def _in_order(changes: list[Change]) -> list[Change]:
     # Stable: the two changes of one version stay as they are.
-    return sorted(
-        changes, key=lambda one: (one.kind is not ChangeKind.REMOVED, one.session.version)
-    )
+    return sorted(changes, key=lambda change: change.session.version)

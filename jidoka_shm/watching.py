@@ -100,11 +100,11 @@ class Watch:
             return place, place.look.look()
 
         self._place, look = self._handle._on_table(begin)  # noqa: SLF001 - a part of it
-        sessions = {key: one for key, one in look.found.items() if one is not None}
         if since == 0:
             changes = differences({}, look.found)
         else:
             last = _LARGEST if since is None else since
+            sessions = {key: one for key, one in look.found.items() if one is not None}
             changes = changes_since(sessions.values(), last)
             self._told = {key: one for key, one in sessions.items() if one.version <= last}
         self._keep(self._place.look, look, changes)
