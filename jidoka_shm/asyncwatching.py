@@ -44,7 +44,7 @@ class AsyncChanges(AsyncIterator[Change]):
         self._in_turn += 1
         if self._in_turn >= _TURN:
             await self._pause(0.0, deadline)
-        mark = self._watch.mark()
+        mark = self._watch.telling.mark()
         try:
             while not self._is_over:
                 found = self._watch.step(deadline)
@@ -55,7 +55,7 @@ class AsyncChanges(AsyncIterator[Change]):
                 else:
                     await self._pause(found, deadline)
         except BaseException:
-            self._watch.go_back(mark)
+            self._watch.telling.go_back(mark)
             raise
         raise StopAsyncIteration
 

@@ -14,33 +14,33 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from . import forks
 from .access import ATTACHMENTS
 from .arguments import check_seconds, check_whole
-from .differences import Change, ChangeKind, changes_since, differences
+from .differences import Change
 from .errors import CorruptRegistry, RegistryClosed, RegistryNotFound
 from .looks import TableLook
 from .table import TableGone
+from .telling import Telling
 
 if TYPE_CHECKING:
     from typing import Self
-    from uuid import UUID
 
     from .access import Access
     from .attachment import Attachment
     from .looks import Look
-    from .session import Session
 
 #: How often to ask what no load tells, in seconds: whether the registry still has its name, and
 #: whether a commit that is under way for so long was made after all.
 _ASK: Final = 1.0
 
+#: How often at most to look for the next registry, in seconds: that takes system calls.
+_SEEK: Final = 0.05
+
 #: How long a registry may be half-way between two tables before it counts as gone, or damaged.
 _PATIENCE: Final = 1.0
-
-_LARGEST: Final = (1 << 64) - 1
 
 #: No change word: the first look is in any case.
 _NONE: Final = -1
@@ -51,19 +51,6 @@ class _Place(NamedTuple):
 
     view: Attachment
     look: TableLook
-
-
-class _Queue:
-    """What is to be told, and how much of it was."""
-
-    __slots__ = ("changes", "told")
-
-    def __init__(self, changes: list[Change]) -> None:
-        self.changes = changes
-        self.told = 0
-
-    def __bool__(self) -> bool:
-        return self.told < len(self.changes)
 
 
 class Watch:
@@ -83,8 +70,8 @@ class Watch:
         """
         self._latency = check_seconds("latency", latency)
         self._handle = handle
-        self._told: dict[UUID, Session] = {}
-        self._queue = _Queue([])
+        #: What was told, and what is to be: for who takes it.
+        self.telling = Telling()
         #: Where it looks; None once its handle is closed.
         self._place: _Place | None = None
         self._change, self._is_sure = _NONE, False
@@ -100,14 +87,8 @@ class Watch:
             return place, place.look.look()
 
         self._place, look = self._handle._on_table(begin)  # noqa: SLF001 - a part of it
-        if since == 0:
-            changes = differences({}, look.found)
-        else:
-            last = _LARGEST if since is None else since
-            sessions = {key: one for key, one in look.found.items() if one is not None}
-            changes = changes_since(sessions.values(), last)
-            self._told = {key: one for key, one in sessions.items() if one.version <= last}
-        self._keep(self._place.look, look, changes)
+        self.telling.begin(look.found, since)
+        self._keep(self._place.look, look)
 
     # ------------------------------------------------------------------ one step
 
@@ -127,7 +108,7 @@ class Watch:
         """
         with self._alone():
             pause = self._poll(deadline)
-            return self._take() if pause is None else pause
+            return self.telling.take() if pause is None else pause
 
     def poll(self, deadline: float) -> float | None:
         """Return for how long to wait; None where a step gives a change or the end.
@@ -145,55 +126,28 @@ class Watch:
         return self._lock
 
     def _poll(self, deadline: float) -> float | None:
-        if not self._is_open() or self._queue:
+        if not self._is_open() or self.telling.queue:
             return None
         now = time.monotonic()
         until = min(self._due, deadline)
         if now < until:
             return until - now
+        # Before the look: one that fails is not to be made again at once, for ever.
+        self._due = now + (max(self._latency, _SEEK) if self._is_lost else self._latency)
+        self.telling.forget_told()
         self._look(now)
-        self._due = now + self._latency
         # Another thread may have closed the handle meanwhile.
-        if self._queue or self._place is None or now >= deadline:
+        if self.telling.queue or self._place is None or now >= deadline:
             return None
         # The look may have taken longer than the latency.
         return max(min(self._due, deadline) - time.monotonic(), 0.0)
-
-    def _take(self) -> Change | None:
-        queue = self._queue
-        if not queue:
-            return None
-        change = queue.changes[queue.told]
-        self._tell(change)
-        queue.told += 1
-        return change
-
-    def _tell(self, change: Change) -> None:
-        key = change.session.session_id
-        if change.kind is ChangeKind.REMOVED:
-            self._told.pop(key, None)
-        else:
-            self._told[key] = change.session
-
-    def mark(self) -> tuple[_Queue, int]:
-        """Return what ``go_back`` goes back to."""
-        queue = self._queue
-        return queue, queue.told
-
-    def go_back(self, mark: tuple[_Queue, int]) -> None:
-        """Tell again what was taken since a mark, for who was interrupted before he had it."""
-        queue, told = mark
-        if self._queue is queue:
-            queue.told = told
-        else:
-            self._queue.told = 0
 
     def _is_open(self) -> bool:
         """Return whether the handle is, and let go of its memory where not."""
         try:
             self._handle._view.table  # noqa: B018, SLF001 - that of a closed handle raises
         except RegistryClosed:
-            self._place, self._queue, self._told = None, _Queue([]), {}
+            self._place, self.telling = None, Telling()
             return False
         return True
 
@@ -221,13 +175,13 @@ class Watch:
             look = self._place.look.look()
         except TableGone:
             return self._follow(view, now)
-        self._keep(self._place.look, look, differences(self._told, look.found))
+        # In this order: what is cut short after a line is done again, and finds the same.
+        self.telling.tell(look.found)
+        self._keep(self._place.look, look)
         self._is_lost = False
         return True
 
-    def _keep(self, at: TableLook, look: Look, changes: list[Change]) -> None:
-        # In this order: what is cut short after a line is done again, and finds the same.
-        self._queue = _Queue(changes)
+    def _keep(self, at: TableLook, look: Look) -> None:
         at.keep(look)
         # Odd, the change word stays as it is when the word is stored that is the commit. A second
         # look at the same odd word sees that, unless the writer was stopped in between.
@@ -243,13 +197,13 @@ class Watch:
     def _turn_to(self, view: Attachment, old: Attachment) -> bool:
         """Turn to another table, once the sessions of another registry were told to be removed."""
         self._is_lost, self._unready_since = False, math.inf
-        if self._told and view.identity[0] != old.identity[0]:
-            self._queue = self._removals()
+        if self.telling.sessions and view.identity[0] != old.identity[0]:
+            self.telling.tell_all_gone()
             return True
         # The words of another table may be the same by chance, and after another registry's the
         # change word too.
         self._change = _NONE
-        self._place = _Place(view, TableLook(view.table, self._told))
+        self._place = _Place(view, TableLook(view.table, self.telling.sessions))
         return False
 
     def _follow(self, view: Attachment, now: float) -> bool:
@@ -273,15 +227,11 @@ class Watch:
     def _lose(self, view: Attachment) -> None:
         """Tell of all sessions as removed, since their registry is gone."""
         if not self._is_lost:
-            self._queue = self._removals()
+            self.telling.tell_all_gone()
             # Only one word may have been damaged, which its next writer mends.
             self._change = _NONE
             self._place = _Place(view, TableLook(view.table))
             self._is_lost = True
-
-    def _removals(self) -> _Queue:
-        gone: dict[UUID, Session | None] = dict.fromkeys(self._told)
-        return _Queue(differences(self._told, gone))
 
     # ------------------------------------------------------------------ beside the looks
 
@@ -292,7 +242,11 @@ class Watch:
 
     def __len__(self) -> int:
         """Return of how many sessions the watcher knows."""
-        return len(self._told)
+        return len(self.telling.sessions)
+
+    def __reduce__(self) -> NoReturn:
+        msg = "what was told of changes cannot be pickled: call changes() in the other process"
+        raise TypeError(msg)
 
     def after_fork_in_child(self) -> None:
         """Replace the lock, which a thread that is not here may hold."""
@@ -323,7 +277,7 @@ class Changes(Iterator[Change]):
 
     def __next__(self) -> Change:
         deadline = time.monotonic() + self._timeout
-        mark = self._watch.mark()
+        mark = self._watch.telling.mark()
         try:
             while not self._is_over:
                 found = self._watch.step(deadline)
@@ -334,7 +288,7 @@ class Changes(Iterator[Change]):
                 else:
                     time.sleep(found)
         except BaseException:
-            self._watch.go_back(mark)
+            self._watch.telling.go_back(mark)
             raise
         raise StopIteration
 

@@ -34,6 +34,7 @@ PURE = (
     "cache",
     "scan",
     "differences",
+    "telling",
     "looks",
     "deadlines",
     "owners",

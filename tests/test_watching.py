@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import pickle
 import signal
 import threading
 import time
@@ -236,6 +237,21 @@ def test_it_says_what_it_is(manager: SessionManager) -> None:
     changes = manager.changes(timeout=0)
     list(changes)
     assert repr(changes) == f"Changes({manager.name!r}, 1 sessions known)"
+
+
+def test_it_cannot_be_pickled(manager: SessionManager) -> None:
+    with pytest.raises(TypeError, match=r"call changes\(\) in the other process"):
+        pickle.dumps(manager.changes())
+
+
+def test_what_a_loop_does_to_the_registry_comes_in_its_turn(manager: SessionManager) -> None:
+    ids = [manager.create_session() for _ in range(20)]
+    told = []
+    for kind, one in manager.changes(timeout=0, latency=0):
+        told.append((str(kind), one.session_id))
+        if kind is CREATED:
+            manager.update_session(one.session_id)
+    assert told == [*(("created", sid) for sid in ids), *(("updated", sid) for sid in ids)]
 
 
 # ---------------------------------------------------------------------------- waiting
@@ -696,7 +712,7 @@ def test_a_table_that_grows_is_followed(registry: str) -> None:
         # The change word stays as it is while a table grows.
         assert _kinds(changes) == [("updated", ids[3])]
         assert list(changes) == []
-        assert {key: one.version for key, one in changes._watch._told.items()} == {
+        assert {key: one.version for key, one in changes._watch.telling.sessions.items()} == {
             key: one.version for key, one in reader.items()
         }
 
@@ -848,6 +864,32 @@ def test_names_that_are_removed_while_no_writer_lives_are_noticed_within_a_secon
         with SessionManager(registry, capacity=8) as manager:
             sid = manager.create_session()
             assert _kinds([next(changes)]) == [("created", sid)]
+
+
+def test_the_next_registry_is_looked_for_every_50_ms(registry: str, slept: list[float]) -> None:
+    with SessionReader(_left(registry, 1)) as reader:
+        changes = reader.changes(timeout=1.0)
+        next(changes)
+        SessionManager(registry).unlink()
+        assert next(changes).kind is REMOVED
+        slept.clear()
+        tries: list[int] = []
+        attach = reader._attach_at_once
+        reader._attach_at_once = lambda old: tries.append(1) or attach(old)
+        assert list(changes) == []
+        assert 19 <= len(tries) <= 22
+
+
+def test_a_look_that_fails_is_not_made_again_at_once(registry: str, slept: list[float]) -> None:
+    with SessionReader(_left(registry, 1)) as reader:
+        changes = reader.changes(timeout=5.0)
+        next(changes)
+        SessionManager(registry).unlink()
+        path_of(registry).write_bytes(b"\xff" * CONTROL_SIZE)
+        for turn in range(5):
+            with pytest.raises(FormatMismatch):
+                next(changes)
+            assert len(slept) >= turn
 
 
 def test_the_next_registry_of_a_foreign_format_is_an_error(registry: str) -> None:
