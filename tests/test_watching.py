@@ -703,18 +703,20 @@ def _grow(manager: SessionManager, capacity: int) -> None:
 
 
 def test_a_table_that_grows_is_followed(registry: str) -> None:
-    with SessionManager(registry, capacity=16) as manager, SessionReader(registry) as reader:
+    """What happened between the last look and the growth is told."""
+    with (
+        SessionManager(registry, capacity=16, cleanup_delay=0) as manager,
+        SessionReader(registry) as reader,
+    ):
         ids = [manager.create_session({"n": n}) for n in range(10)]
         changes = reader.changes(timeout=0)
         list(changes)
         manager.update_session(ids[3], status="active")
+        manager.terminate_session(ids[5])
+        wait_until(lambda: ids[5] not in manager)
         _grow(manager, 64)
-        # The change word stays as it is while a table grows.
-        assert _kinds(changes) == [("updated", ids[3])]
+        assert _kinds(changes) == [("removed", ids[5]), ("updated", ids[3])]
         assert list(changes) == []
-        assert {key: one.version for key, one in changes._watch.telling.sessions.items()} == {
-            key: one.version for key, one in reader.items()
-        }
 
 
 def test_nothing_is_told_of_a_growth_itself(registry: str) -> None:
@@ -789,6 +791,16 @@ def test_the_next_registry_of_the_name_is_followed(registry: str) -> None:
             heir.update_session(first)
             assert _kinds(changes) == [("updated", first)]
             heir.unlink()
+
+
+def test_the_next_registry_is_looked_at_though_it_has_had_as_many_commits(registry: str) -> None:
+    with SessionReader(_left(registry, 2)) as reader:
+        changes = reader.changes(timeout=0)
+        list(changes)
+        with SessionManager(registry, capacity=8, fresh=True) as heir:
+            ids = [heir.create_session() for _ in range(2)]
+            assert _kinds(changes)[2:] == [("created", sid) for sid in ids]
+            assert heir.version == 2
 
 
 def test_a_registry_that_is_gone_has_no_sessions_and_the_next_is_waited_for(
