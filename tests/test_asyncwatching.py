@@ -12,7 +12,14 @@ from interleavings import Reader
 from support import make_writer
 from tables import add
 
-from jidoka_shm import Change, ChangeKind, CorruptRegistry, SessionManager, SessionReader
+from jidoka_shm import (
+    AsyncSessionClient,
+    Change,
+    ChangeKind,
+    CorruptRegistry,
+    SessionManager,
+    SessionReader,
+)
 from jidoka_shm.asyncwatching import AsyncChanges
 from jidoka_shm.watching import Watch
 
@@ -79,6 +86,20 @@ def test_it_waits_without_a_thread_and_without_blocking_the_loop(
         assert threading.active_count() == threads
         sid = manager.create_session()
         assert (await waiting).session.session_id == sid
+
+    asyncio.run(watch())
+
+
+def test_a_client_of_a_loop_watches_by_it(manager: SessionManager) -> None:
+    async def watch() -> None:
+        async with AsyncSessionClient(manager.name) as client:
+            changes = client.changes(since=None)
+            waiting = asyncio.create_task(anext(changes))  # type: ignore[arg-type]
+            await asyncio.sleep(0)
+            sid = manager.create_session()
+            assert await waiting == Change(ChangeKind.CREATED, client[sid])
+            assert _kinds([one async for one in client.changes(timeout=0)]) == ["created"]
+        assert [one async for one in changes] == []
 
     asyncio.run(watch())
 
