@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .asyncclient import AsyncSessionClient
     from .client import SessionClient
+    from .differences import Change, ChangeKind
     from .errors import (
         CorruptRegistry,
         DirectoryForbidden,
@@ -53,6 +54,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "AsyncPipeline": "pipeline",
     "AsyncSessionClient": "asyncclient",
+    "Change": "differences",
+    "ChangeKind": "differences",
     "Pipeline": "pipeline",
     "Recovery": "recovery",
     "Session": "session",
@@ -67,6 +70,8 @@ _HOMES = {
 __all__ = [
     "AsyncPipeline",
     "AsyncSessionClient",
+    "Change",
+    "ChangeKind",
     "CorruptRegistry",
     "DirectoryForbidden",
     "ForeignLoop",

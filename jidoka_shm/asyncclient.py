@@ -13,12 +13,14 @@ from msgspec import UNSET, UnsetType
 
 from . import calls
 from .arguments import check_seconds, check_whole
+from .asyncwatching import AsyncChanges
 from .attachment import POLL, Attachment, ReadOptions, detached, try_to_attach
 from .channel import Channel
 from .errors import CorruptRegistry, ForkedHandle, RegistryClosed, RegistryNotFound
 from .layout import check_name
 from .pipeline import AsyncPipeline
 from .reader import AttachedReads
+from .watching import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -226,6 +228,15 @@ class AsyncSessionClient(AttachedReads):
 
     async def __aexit__(self, *exc_info: object) -> None:
         self.close()
+
+    def changes(  # type: ignore[override] # a client of a loop waits by it
+        self, timeout: float | None = None, *, since: int | None = 0, latency: float = 0.01
+    ) -> AsyncChanges:
+        """Return an iterator for ``async for``; otherwise as ``SessionReader.changes``.
+
+        A task that is cancelled while it waits for a change loses none.
+        """
+        return AsyncChanges(Watch(self, since=since, latency=latency), timeout)
 
     def _attach_again(self, old: Attachment) -> None:
         if time.monotonic() < self._impatient_until:

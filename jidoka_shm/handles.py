@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from .differences import Change
     from .session import Session, SessionStatus
 
 
@@ -39,6 +40,12 @@ class Sessions(Protocol):
 
     def snapshot(self) -> NDArray[Any]:
         """Return the header columns of all sessions."""
+        ...
+
+    def changes(
+        self, timeout: float | None = None, *, since: int | None = 0, latency: float = 0.01
+    ) -> Iterator[Change]:
+        """Return an iterator of what becomes different."""
         ...
 
     def stats(self) -> Stats:

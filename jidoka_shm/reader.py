@@ -40,6 +40,13 @@ class AttachedReads(SessionReads):
         if view is not None:
             self._go_on_with(view, old)
 
+    def _attach_at_once(self, old: Attachment) -> None:
+        opened = try_again(self._name, old, self._options) if self._view is old else None
+        if isinstance(opened, Exception):
+            raise opened
+        if opened is not None:
+            self._go_on_with(opened, old)
+
     def follow(self) -> Exception | None:
         """Attach to what bears the name now, without waiting; return why that cannot be yet.
 

@@ -5,12 +5,12 @@ A look-up takes no lock and makes no system call; a list makes one, to see that 
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from uuid import UUID
 
 from . import processes, seqlock
+from .access import ATTACHMENTS, Access
 from .arguments import parse_session_id
 from .attachment import Attachment
 from .errors import (
@@ -31,9 +31,10 @@ from .session import (
 )
 from .table import TableGone
 from .views import SessionItems, SessionValues
+from .watching import Changes, Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, ItemsView, Iterator, ValuesView
+    from collections.abc import ItemsView, Iterator, ValuesView
 
     from numpy.typing import NDArray
 
@@ -45,18 +46,12 @@ T = TypeVar("T")
 #: An attribute of an enumeration costs as much as four of a module.
 _TERMINATED: Final = SessionStatus.TERMINATED
 
-#: How often one call attaches again. Once a growth or a new instance is all that it takes.
-_ATTACHMENTS: Final = 8
-
 #: Tries at a table that stays as it is while ``check`` looks at all of it.
 _CHECKS: Final = 20
 
 
-class SessionReads(Mapping[UUID, Session]):
+class SessionReads(Access, Mapping[UUID, Session]):
     """Reading, for every kind of handle. A ``Mapping`` of what ``get_session_info`` finds."""
-
-    _name: str
-    _view: Attachment
 
     # ------------------------------------------------------------------ one session
 
@@ -150,7 +145,7 @@ class SessionReads(Mapping[UUID, Session]):
         return self.get(session_id) is not None
 
     def _look_up(self, session_id: object) -> Session | None:
-        for _ in range(_ATTACHMENTS):
+        for _ in range(ATTACHMENTS):
             view = self._view
             # Before the id is parsed, so that a closed handle says so whatever it is asked.
             look_up = view.look_up
@@ -159,10 +154,10 @@ class SessionReads(Mapping[UUID, Session]):
                 return look_up(key)
             except TableGone:
                 self._attach_again(view)
-        raise ReadContended(_ATTACHMENTS)
+        raise ReadContended(ATTACHMENTS)
 
     def _glance(self, session_id: UUID | str) -> Glance:
-        for _ in range(_ATTACHMENTS):
+        for _ in range(ATTACHMENTS):
             view = self._view
             table = view.table
             key = session_id if type(session_id) is UUID else parse_session_id(session_id)
@@ -174,7 +169,7 @@ class SessionReads(Mapping[UUID, Session]):
             if found is None:
                 raise SessionNotFound(key)
             return _status(key, found[2][0][6]), found[2][0][4]
-        raise ReadContended(_ATTACHMENTS)
+        raise ReadContended(ATTACHMENTS)
 
     # ------------------------------------------------------------------ all sessions
 
@@ -228,27 +223,33 @@ class SessionReads(Mapping[UUID, Session]):
         """Return the sessions; each iteration is one scan."""
         return SessionValues(self)
 
+    def changes(
+        self, timeout: float | None = None, *, since: int | None = 0, latency: float = 0.01
+    ) -> Changes:
+        """Return an iterator of what becomes different, beginning with what is there now.
+
+        It compares what it sees, by versions: nothing is lost, but what happens to a session
+        between two looks is one ``Change``, and one that came and went between them is not told
+        of. It goes on with a writer that takes over, and with the next registry of the name:
+        the sessions of the old one are removed then. It ends when this handle is closed.
+
+        Args:
+            timeout: end after so many seconds without a change; None is never. Iterating again
+                goes on from there.
+            since: tell at the beginning of those sessions alone whose version is greater, as
+                created or updated; None is of none, as where ``version`` is None.
+            latency: how often to look, in seconds. A look where nothing was committed is one load.
+
+        Raises:
+            RegistryClosed: where there is no registry now.
+            ValueError, TypeError: for an argument that cannot be.
+        """
+        return Changes(Watch(self, since=since, latency=latency), timeout)
+
     def _listing(self) -> Listing:
         return self._on_table(Attachment.scan)
 
-    def _on_table(self, read: Callable[[Attachment], T]) -> T:
-        """Return what ``read`` returns, attaching again where the table or its name is gone."""
-        for _ in range(_ATTACHMENTS):
-            view = self._view
-            try:
-                if view.is_named():
-                    return read(view)
-            except TableGone:
-                pass
-            self._attach_again(view)
-        raise ReadContended(_ATTACHMENTS)
-
     # ------------------------------------------------------------------ the registry
-
-    @property
-    def name(self) -> str:
-        """The registry's name."""
-        return self._name
 
     @property
     def version(self) -> int | None:
@@ -286,18 +287,6 @@ class SessionReads(Mapping[UUID, Session]):
             **view.control.counters(),
         )
 
-    def refresh(self) -> None:
-        """Attach to what bears the name now; nothing happens where that is the same still.
-
-        For names that were removed behind the registry's back: a look-up meets all else itself.
-
-        Raises:
-            RegistryClosed: where nothing bears the name any more.
-        """
-        view = self._view
-        if not view.is_named() or view.control.generation != view.identity[1]:
-            self._attach_again(view)
-
     def check(self) -> list[str]:
         """Return what is wrong with the registry, a line each; nothing where all is well.
 
@@ -315,18 +304,6 @@ class SessionReads(Mapping[UUID, Session]):
             if self._view.table.change[0] == before:
                 return problems
         raise ReadContended(_CHECKS)
-
-    @abc.abstractmethod
-    def _attach_again(self, old: Attachment) -> None:
-        """Put what follows ``old`` in its place, unless another thread did so.
-
-        Raises:
-            RegistryClosed: where nothing follows it.
-        """
-
-    @abc.abstractmethod
-    def close(self) -> None:
-        """Let go of the registry. May be repeated."""
 
     def _summary(self) -> str:
         """Return the part of a repr that says how the registry is, without raising."""

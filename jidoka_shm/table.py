@@ -178,13 +178,29 @@ class SessionTable:
         """
         # Compared first, since numpy looks for what is true in a third of the time.
         entries = np.flatnonzero(self._words != EMPTY)
+        words = self.words_of(entries)
+        # What was emptied between the two loads names no slot, and no session stayed there.
+        there = words != EMPTY
+        return (entries, words) if there.all() else (entries[there], words[there])
+
+    def words_of(self, entries: NDArray[np.intp]) -> NDArray[np.uint64]:
+        """Return a copy of the words of many entries, each of which may be torn.
+
+        Raises:
+            TableGone: where the table is no longer the registry's.
+        """
         words: NDArray[np.uint64] = self._words[entries]
         # MOVED and CLOSED alone: of unsigned words, one less than EMPTY is the largest.
         if (words - 1 < CLOSED).any():
             raise TableGone
-        # What was emptied between the two loads names no slot, and no session stayed there.
-        there = words != EMPTY
-        return (entries, words) if there.all() else (entries[there], words[there])
+        return words
+
+    def differing(self, words: NDArray[np.uint64]) -> NDArray[np.intp]:
+        """Return the entries whose word is not the one in ``words``, by one look that may be torn.
+
+        One that is missed for that changed beside the look, so the change word moved.
+        """
+        return np.flatnonzero(self._words != words)
 
     def read(self, entry: int, copy: Callable[[int], T]) -> tuple[int, T | None]:
         """Return one entry's word and the validated copy of its slot; None where it is empty.

@@ -23,6 +23,7 @@ from jidoka_shm.attachment import Attachment
 from jidoka_shm.control import Identity
 from jidoka_shm.errors import RegistryClosed, SessionNotFound
 from jidoka_shm.layout import CLOSED
+from jidoka_shm.looks import TableLook
 from jidoka_shm.maps import encode_map
 from jidoka_shm.reads import SessionReads
 from jidoka_shm.scan import scan_headers
@@ -45,6 +46,8 @@ _NAMES = {"x": X, "y": Y, "z": Z}
 
 class Reader(SessionReads):
     """A reader of a writer's memory without a name; what it would attach to again is the same."""
+
+    looks: TableLook
 
     def __init__(self, writer: TableWriter, *, cache_size: int, verify: bool) -> None:
         self._name = "interleaved"
@@ -377,6 +380,44 @@ def see_then_list(reader: Reader) -> object:
 def list_see_list(reader: Reader) -> object:
     list_all(reader)
     return see_then_list(reader)
+
+
+def remember(reader: Reader) -> None:
+    """Let a later look tell what became different since now."""
+    reader.looks = TableLook(reader._view.table)
+    reader.looks.keep(reader.looks.look())
+
+
+def look_again(reader: Reader) -> object:
+    return reader.looks, reader.looks.look()
+
+
+def check_looked(scenario: Scenario, outcome: Outcome) -> None:
+    """What a look tells was so; what it leaves out, it found as it was, or the next one tells."""
+    assert not isinstance(outcome.value, Exception), outcome
+    looks, look = outcome.value
+    truths = scenario.truths(outcome)
+    told = {
+        key: version for key, (version, _) in oracle(scenario.writer, scenario.states[0]).items()
+    }
+    found = {key: None if one is None else one.version for key, one in look.found.items()}
+    for key, version in found.items():
+        assert version in [truth.get(key) for truth in truths], (key, version, truths)
+        if version is not None:
+            check_session(key, look.found[key])
+    told |= found
+    for key in _NAMES.values():
+        versions = {truth.get(key) for truth in truths}
+        assert len(versions) > 1 or versions == {told.get(key)}, ("not told of", key, versions)
+    looks.keep(look)
+    # As a watcher decides whether to look again, once the writer has come to its end.
+    show(scenario.writer, scenario.states[-1])
+    if look.change % 2 or look.change != scenario.writer.change[0]:
+        later = looks.look().found
+        told |= {key: None if one is None else one.version for key, one in later.items()}
+    assert {key: one for key, one in told.items() if one is not None} == {
+        key: version for key, (version, _) in oracle(scenario.writer, scenario.states[-1]).items()
+    }
 
 
 def closed_then_list(reader: Reader) -> object:

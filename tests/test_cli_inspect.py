@@ -755,6 +755,9 @@ def test_no_registry_of_that_name_is_status_3(command: Command, name: str, view:
         ["stats", "ä"],
         ["check", "a b"],
         ["layout", "."],
+        ["watch", "a.1"],
+        ["watch", "x", "--timeout", "-1"],
+        ["watch", "x", "--latency", "soon"],
         ["unlink", "a.1", "--yes"],
         ["demo", "/nowhere"],
     ],
@@ -813,7 +816,8 @@ def _run(  # as subprocess.run, with the command before its arguments
 
 
 @pytest.mark.parametrize(
-    "view", [["ls"], ["list", "NAME"], ["layout", "NAME", "--json"], ["--help"]]
+    "view",
+    [["ls"], ["list", "NAME"], ["layout", "NAME", "--json"], ["watch", "NAME"], ["--help"]],
 )
 def test_a_closed_pipe_is_no_traceback(manager: SessionManager, view: list[str]) -> None:
     ours, its = os.pipe()

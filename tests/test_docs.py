@@ -65,6 +65,21 @@ def test_the_example_of_asyncio_runs(name: str) -> None:
     assert run.stdout.endswith("initializing 1\n")
 
 
+def test_the_example_of_watching_runs() -> None:
+    (code,) = _blocks((ROOT / "docs" / "watching.md").read_text(encoding="utf-8"), "python")
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code.replace('"watched"', '"watched-by-a-test"')],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    lines = run.stdout.splitlines()
+    assert lines[0] == "created active"
+    # On a machine that is busy the end may be over before the next look.
+    assert lines[-1].startswith("removed")
+
+
 def _rows() -> list[str]:
     tables = re.findall(r"^\|.*\|$", GUARANTEES, re.MULTILINE)
     return [row for row in tables if not row.startswith(("| event", "| ---"))]

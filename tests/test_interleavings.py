@@ -14,6 +14,7 @@ from interleavings import (
     check_headers,
     check_list,
     check_look_up,
+    check_looked,
     check_seen_then_listed,
     check_two_look_ups,
     check_versions,
@@ -22,8 +23,10 @@ from interleavings import (
     headers,
     list_all,
     list_see_list,
+    look_again,
     look_up,
     look_up_twice,
+    remember,
     see_then_list,
 )
 from stepper import TOTALS
@@ -113,6 +116,10 @@ def test_a_list_is_not_older_than_what_was_seen(first: str) -> None:
     _explore(check_seen_then_listed, _cases(first, see_then_list, warm=list_all))
 
 
+def test_a_look_tells_what_became_different(first: str) -> None:
+    _explore(check_looked, _cases(first, look_again, warm=remember))
+
+
 @pytest.mark.parametrize(
     ("read", "check"), [(look_up, check_look_up), (list_all, check_list)], ids=["look-up", "list"]
 )
@@ -138,8 +145,9 @@ def test_lines_that_load_nothing_change_nothing(read: object, check: object) -> 
         (look_up, check_look_up, {"cache_size": 8, "warm": look_up}),
         (list_all, check_list, {}),
         (list_see_list, check_seen_then_listed, {}),
+        (look_again, check_looked, {"warm": remember}),
     ],
-    ids=["look-up", "cached", "list", "list again"],
+    ids=["look-up", "cached", "list", "list again", "look again"],
 )
 def test_a_successor_goes_on_beside_readers(
     script: str, read: object, check: object, options: dict[str, object], part: int

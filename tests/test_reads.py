@@ -26,6 +26,7 @@ from jidoka_shm import (
     SessionNotFound,
     SessionReader,
     SessionStatus,
+    access,
     attachment,
     reads,
     seqlock,
@@ -854,5 +855,5 @@ def test_a_table_that_is_given_up_again_and_again_ends_in_an_error(
         ):
             with pytest.raises(ReadContended) as caught:
                 read(uuid4())
-            assert caught.value.tries == len(attached) == reads._ATTACHMENTS
+            assert caught.value.tries == len(attached) == access.ATTACHMENTS
             attached.clear()

@@ -19,6 +19,7 @@ from .figures import as_table
 from .options import id_argument, json_option, name_argument
 from .output import print_json, print_pairs, print_table, to_pretty_json
 from .serve import serve
+from .watch import watch
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -141,6 +142,7 @@ def layout(name: str, *, as_json: bool) -> None:
         print_table(("PART", "FIELD", "OFFSET", "WIDTH", "VALUE"), fields.rows(found))
 
 
+app.add_command(watch)
 app.add_command(serve)
 app.add_command(change.create)
 app.add_command(change.update)

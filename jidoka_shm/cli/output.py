@@ -81,6 +81,11 @@ def print_json(value: object) -> None:
     click.echo(_dumps(value, indent=2))
 
 
+def print_json_line(value: object) -> None:
+    """Print ``value`` as JSON in ASCII in one line, at once."""
+    click.echo(_dumps(value))
+
+
 def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
     """Print names and values, a line each."""
     texts = [(name, to_text(value)) for name, value in pairs]
@@ -96,24 +101,46 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> None
         rows: the values of each row.
     """
     cells = [[to_text(value) for value in row] for row in rows]
-    if sys.stdout is not None and sys.stdout.isatty():
-        _print_aligned(titles, cells)
+    if _is_terminal():
+        widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
+        _print_aligned(widths, cells, titles)
     else:
         click.echo("\n".join("\t".join(row) for row in [titles, *cells]))
 
 
-def _print_aligned(titles: Sequence[str], cells: list[list[str]]) -> None:
-    *widths, last = (max(map(len, column)) for column in zip(titles, *cells, strict=True))
+def print_line(values: Iterable[object], widths: Sequence[int]) -> None:
+    """Print one line of a table whose other lines are not known yet, at once.
+
+    Args:
+        values: those of each column.
+        widths: what each column but the last has at least, on a terminal.
+    """
+    cells = [to_text(value) for value in values]
+    if _is_terminal():
+        lengths = map(len, cells)
+        _print_aligned(list(map(max, lengths, [*widths, 0])), [cells])
+    else:
+        click.echo("\t".join(cells))
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def _print_aligned(
+    columns: list[int], rows: list[list[str]], titles: Sequence[str] | None = None
+) -> None:
+    *widths, last = columns
     # All columns but the last are whole, if need be in lines that are longer than the terminal's.
     before = sum(widths) + _GAP * len(widths)
     last = min(last, max(_LAST_WIDTH, Console().width - before))
-    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
-    for title, width in zip(titles, [*widths, last], strict=True):
+    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, show_header=bool(titles))
+    for title, width in zip(titles or [""] * len(columns), [*widths, last], strict=True):
         table.add_column(title, width=width, no_wrap=True, overflow="ellipsis")
-    for row in cells:
+    for row in rows:
         table.add_row(*map(Text, row))
     # With a height: without one rich takes a dumb terminal for 80 columns, whatever it is told.
     console = Console(
-        width=before + last, height=len(cells) + 1, markup=False, emoji=False, highlight=False
+        width=before + last, height=len(rows) + 1, markup=False, emoji=False, highlight=False
     )
     console.print(table, crop=False)
