@@ -115,6 +115,7 @@ class SessionClient(SessionReader):
             RecordTooLarge: where the session outgrows a slot.
             RegistryFull: where no slot is free.
             OwnerNotAlive: where ``pid`` is not alive.
+            OSError: where no descriptor is left to look at ``pid``.
         """
         call = calls.to_create(metadata, llm_config, pid, ttl, session_id)
         self._change(call)
@@ -153,6 +154,7 @@ class SessionClient(SessionReader):
             InvalidMetadata, InvalidSessionId, ValueError, TypeError: for a bad argument.
             RecordTooLarge: where the session outgrows a slot.
             OwnerNotAlive: where ``pid`` is not alive.
+            OSError: where no descriptor is left to look at ``pid``.
         """
         call = calls.to_update(session_id, status, metadata, llm_config, pid, ttl, expected_version)
         session: Session = self._change(call)
