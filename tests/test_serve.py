@@ -24,6 +24,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from host import objects_of, path_of, processes_of
+from living import descriptors_left
 from supervised import COMMAND, LIMIT, ROOT, Place, Service
 from support import wait_until
 
@@ -547,6 +548,16 @@ def test_where_nobody_reads_nothing_is_written_any_more(
         assert lines._lost == 0
     finally:
         os.close(writer)
+
+
+def test_where_nobody_reads_and_no_descriptor_is_left_nothing_fails() -> None:
+    with _pipe() as (reader, writer):
+        os.close(reader)
+        lines = _lines(writer)
+        with descriptors_left(0):
+            lines.handle(_record("unread"))
+        lines.handle(_record("unread"))
+        assert os.readlink(f"/proc/self/fd/{writer}") == os.devnull  # noqa: PTH115 - text
 
 
 def test_a_full_disk_below_its_log_is_no_failure(place: Place, registry: str) -> None:
