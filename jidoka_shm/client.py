@@ -112,7 +112,7 @@ class SessionClient(SessionReader):
             RegistryClosed: where the registry is gone, or this client is closed.
             SessionExists: where the id is taken.
             InvalidMetadata, InvalidSessionId, ValueError, TypeError: for a bad argument.
-            RecordTooLarge: where the session outgrows a slot.
+            RecordTooLarge: where the session outgrows a slot, or its maps a request: 1 MiB.
             RegistryFull: where no slot is free.
             OwnerNotAlive: where ``pid`` is not alive.
             OSError: where no descriptor is left to look at ``pid``.
@@ -152,7 +152,7 @@ class SessionClient(SessionReader):
             IllegalTransition: where its status may not move so.
             VersionConflict: where it is at another version.
             InvalidMetadata, InvalidSessionId, ValueError, TypeError: for a bad argument.
-            RecordTooLarge: where the session outgrows a slot.
+            RecordTooLarge: where the session outgrows a slot, or its maps a request: 1 MiB.
             OwnerNotAlive: where ``pid`` is not alive.
             OSError: where no descriptor is left to look at ``pid``.
         """
