@@ -151,6 +151,15 @@ def test_without_anybody_who_reads_its_log_it_serves(place: Place, registry: str
         assert service.notified.next()["STOPPING"] == "1"
 
 
+def test_memory_is_nobodys_standard_error(place: Place, registry: str) -> None:
+    """What an interpreter that aborts writes there must not go over a registry."""
+    with Service(
+        place, registry, "--capacity", "16", preexec_fn=lambda: os.closerange(0, 3)
+    ) as service:
+        links = Path(f"/proc/{service.process.pid}/fd")
+        assert {str((links / f"{number}").readlink()) for number in range(3)} == {os.devnull}
+
+
 def test_what_nohup_ignores_stays_ignored(place: Place, registry: str) -> None:
     with Service(
         place,
