@@ -12,7 +12,7 @@ from . import calls, starting
 from .arguments import check_flag, check_seconds, check_whole
 from .attachment import ReadOptions, attach
 from .delivery import Delivery
-from .errors import RegistryNotFound, WriterUnavailable
+from .errors import RegistryClosed, RegistryNotFound, WriterUnavailable
 from .layout import check_name
 from .link import Link
 from .pipeline import Pipeline
@@ -73,9 +73,15 @@ class SessionClient(SessionReader):
             starting.start(name, deadline)
             if not _is_there(name, max(0.0, deadline - time.monotonic())):
                 raise WriterUnavailable(name, reason=starting.silence_of(name))
-        super().__init__(name, timeout=timeout, cache_size=cache_size)
-        if start:
-            self._await_service(deadline, started=started)
+        try:
+            super().__init__(name, timeout=timeout, cache_size=cache_size)
+            if start:
+                self._await_service(deadline, started=started)
+        except (RegistryClosed, RegistryNotFound):
+            if not started:
+                raise
+            # It made a registry, could not serve it, and undid that.
+            raise WriterUnavailable(name, reason=starting.silence_of(name)) from None
 
     def _await_service(self, deadline: float, *, started: bool) -> None:
         try:
