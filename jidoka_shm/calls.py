@@ -102,7 +102,7 @@ def _check_size(*maps: bytes | Raw) -> None:
     """Raise ``RecordTooLarge`` for maps that no request may carry."""
     size = sum([memoryview(each).nbytes for each in maps])
     if size > MAX_RECORD:
-        raise RecordTooLarge(size, MAX_RECORD)
+        raise RecordTooLarge(size, MAX_RECORD, "request")
 
 
 def _to_owner(owner: Identity | None) -> Owner | None:

@@ -12,7 +12,7 @@ from . import calls, starting
 from .arguments import check_flag, check_seconds, check_whole
 from .attachment import ReadOptions, attach
 from .delivery import Delivery
-from .errors import RegistryNotFound, WriterUnavailable
+from .errors import RegistryClosed, RegistryNotFound, WriterUnavailable
 from .layout import check_name
 from .link import Link
 from .pipeline import Pipeline
@@ -73,9 +73,15 @@ class SessionClient(SessionReader):
             starting.start(name, deadline)
             if not _is_there(name, max(0.0, deadline - time.monotonic())):
                 raise WriterUnavailable(name, reason=starting.silence_of(name))
-        super().__init__(name, timeout=timeout, cache_size=cache_size)
-        if start:
-            self._await_service(deadline, started=started)
+        try:
+            super().__init__(name, timeout=timeout, cache_size=cache_size)
+            if start:
+                self._await_service(deadline, started=started)
+        except (RegistryClosed, RegistryNotFound):
+            if not started:
+                raise
+            # It made a registry, could not serve it, and undid that.
+            raise WriterUnavailable(name, reason=starting.silence_of(name)) from None
 
     def _await_service(self, deadline: float, *, started: bool) -> None:
         try:
@@ -112,9 +118,10 @@ class SessionClient(SessionReader):
             RegistryClosed: where the registry is gone, or this client is closed.
             SessionExists: where the id is taken.
             InvalidMetadata, InvalidSessionId, ValueError, TypeError: for a bad argument.
-            RecordTooLarge: where the session outgrows a slot.
+            RecordTooLarge: where the session outgrows a slot, or its maps a request: 1 MiB.
             RegistryFull: where no slot is free.
             OwnerNotAlive: where ``pid`` is not alive.
+            OSError: where no descriptor is left to look at ``pid``.
         """
         call = calls.to_create(metadata, llm_config, pid, ttl, session_id)
         self._change(call)
@@ -151,8 +158,9 @@ class SessionClient(SessionReader):
             IllegalTransition: where its status may not move so.
             VersionConflict: where it is at another version.
             InvalidMetadata, InvalidSessionId, ValueError, TypeError: for a bad argument.
-            RecordTooLarge: where the session outgrows a slot.
+            RecordTooLarge: where the session outgrows a slot, or its maps a request: 1 MiB.
             OwnerNotAlive: where ``pid`` is not alive.
+            OSError: where no descriptor is left to look at ``pid``.
         """
         call = calls.to_update(session_id, status, metadata, llm_config, pid, ttl, expected_version)
         session: Session = self._change(call)

@@ -196,14 +196,21 @@ class RecordTooLarge(JidokaError, ValueError):
     """The encoded session does not fit.
 
     Attributes:
-        size: the record's size in bytes.
-        limit: the largest record that fits, in bytes.
+        size: the record's size in bytes; of what no request can carry, that of its maps.
+        limit: the largest that fits, in bytes.
+        place: what it does not fit: ``"slot"``, or ``"request"``, whatever the slots hold.
     """
 
     size: int
     limit: int
+    place: str = "slot"
 
     def __str__(self) -> str:
+        if self.place == "request":
+            return (
+                f"the session's maps take {self.size} bytes of a request and may take "
+                f"{self.limit}: keep less in them, or make the change in the manager's own process"
+            )
         # Slots are of a multiple of 64 bytes; a limit that is none leaves the rest for the end.
         kept = ", the rest being kept for its end" if self.limit % 64 else ""
         return (

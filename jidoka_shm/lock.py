@@ -72,14 +72,8 @@ class WriterLock:
 
     def _is_current(self) -> bool:
         """Return whether the control's name leads to the locked object, not to one made since."""
-        try:
-            named = segment.open_readable(control_name(self.name))
-        except FileNotFoundError:
-            return False
-        try:
-            return segment.same_object(named, self.descriptor)
-        finally:
-            os.close(named)
+        # Without a descriptor, of which none may be left: a control just made would stay half-made.
+        return segment.leads_to(control_name(self.name), self.descriptor)
 
     def is_named(self) -> bool:
         """Return whether the control still has its name; not where the lock was released."""

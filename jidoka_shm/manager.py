@@ -99,11 +99,12 @@ class SessionManager(SessionWrites):
         listen, wait = check_flag("listen", listen), check_seconds("wait", wait)
         max_clients = check_whole("max_clients", max_clients)
         self._lock = threading.RLock()
+        self._identity = processes.own_identity()
         path = str(endpoint.path_of(self._name)) if listen else None
         self._own, memory, header, found = ownership.claim(
             self._name,
             geometry,
-            processes.own_identity(),
+            self._identity,
             path=path,
             mode=mode,
             fresh=fresh,
@@ -116,13 +117,16 @@ class SessionManager(SessionWrites):
             undo.callback(self._own.control.publish_socket, None)
             self._instance = header.instance
             table = TableWriter(memory, self._own.control, header.geometry)
+            if not found:
+                # First, for it needs no descriptor, and there may be none left to destroy it with.
+                undo.callback(self._own.revoke, table)
             self._registry = Registry(table, self._own.control, cleanup_delay=delay)
             self._view = Attachment(
                 self._own.control, table, is_named=self._own.is_named, cache_size=_CACHE_SIZE
             )
             self._watches, self._ended = Watches(self._name), {}
             # Undone after the reactor's thread has ended.
-            undo.callback(self._own.retire)
+            undo.callback(self._own.retire, self._identity)
             self.recovery = self._take_over(header.generation) if found else None
             self._reactor = Reactor(
                 f"jidoka_shm {self._name}",
@@ -148,7 +152,7 @@ class SessionManager(SessionWrites):
         self._own.discard_others(generation)
         control = self._own.control
         clean = control.writer() is None and control.change[0] % 2 == 0
-        kept, dropped = self._registry.resume(processes.own_identity())
+        kept, dropped = self._registry.resume(self._identity)
         control.count("takeovers")
         recovery = Recovery(kept, dropped, clean)
         recovery.log(self._name)
@@ -195,6 +199,7 @@ class SessionManager(SessionWrites):
         Raises:
             SessionExists: where the id is taken.
             OwnerNotAlive: where no process of this pid namespace has the pid.
+            OSError: where no descriptor is left to look at ``pid``.
             InvalidMetadata, InvalidSessionId, ValueError, TypeError: for a bad argument.
             RecordTooLarge: where the session outgrows a slot.
             RegistryFull: where no slot is free.
@@ -233,6 +238,7 @@ class SessionManager(SessionWrites):
             IllegalTransition: where its status may not move so.
             VersionConflict: where it is at another version.
             OwnerNotAlive: where no process of this pid namespace has the pid.
+            OSError: where no descriptor is left to look at ``pid``.
             InvalidMetadata, InvalidSessionId, ValueError, TypeError: for a bad argument.
             RecordTooLarge: where the session outgrows a slot.
         """

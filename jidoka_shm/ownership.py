@@ -15,7 +15,7 @@ import os
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from . import processes, segment, seqlock
+from . import segment, seqlock
 from .control import ControlWriter
 from .errors import CorruptRegistry, RegistryForbidden
 from .header import TableHeader
@@ -76,9 +76,9 @@ class Ownership:
         """Let go of the lock. May be repeated."""
         self._lock.release()
 
-    def retire(self) -> None:
-        """Say that nobody writes any more, where the control says that this process does."""
-        if self.control.writer() == processes.own_identity():
+    def retire(self, writer: Identity) -> None:
+        """Say that nobody writes any more, where the control says that ``writer`` does."""
+        if self.control.writer() == writer:
             self.control.retire_writer()
 
     # ------------------------------------------------------------------ tables

@@ -52,6 +52,8 @@ class Collected:
 
         Raises:
             InvalidMetadata, InvalidSessionId, ValueError, TypeError: for a bad argument, at once.
+            OwnerNotAlive, OSError: where ``pid`` is not alive, or cannot be looked at, at once.
+            RecordTooLarge: where the maps are more than a request carries, at once.
         """
         call = calls.to_create(metadata, llm_config, pid, ttl, session_id)
         self._calls.append(call)
@@ -71,6 +73,8 @@ class Collected:
 
         Raises:
             InvalidMetadata, InvalidSessionId, ValueError, TypeError: for a bad argument, at once.
+            OwnerNotAlive, OSError: where ``pid`` is not alive, or cannot be looked at, at once.
+            RecordTooLarge: where the maps are more than a request carries, at once.
         """
         self._calls.append(
             calls.to_update(session_id, status, metadata, llm_config, pid, ttl, expected_version)

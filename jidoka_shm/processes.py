@@ -6,10 +6,15 @@ namespace, no /proc) is said to be unknown, never guessed.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+from typing import Final
 
 from .control import Identity
+
+#: What keeps a process from looking, and says nothing of whom it would look at.
+_CANNOT_LOOK: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 def own_identity() -> Identity:
@@ -38,10 +43,16 @@ def find(pid: int) -> Identity | None:
     """Return the identity of a process of this pid namespace, or None where it is not alive.
 
     Its start time is 0 where the process is there but /proc does not show it.
+
+    Raises:
+        OSError: where no descriptor is left to look. Without a start time nobody would ever know
+            that the process has ended.
     """
     try:
         start = _start_time(pid)
-    except OSError:
+    except OSError as error:
+        if error.errno in _CANNOT_LOOK:
+            raise
         return Identity(pid, 0, own_namespace()) if _exists(pid) else None
     return None if start is None else Identity(pid, start, own_namespace())
 

@@ -162,9 +162,10 @@ def _status(name: str) -> os.stat_result | None:
         return None
 
 
-def same_object(one: int, other: int) -> bool:
-    """Return whether two descriptors lead to one object."""
-    return os.path.sameopenfile(one, other)
+def leads_to(name: str, descriptor: int) -> bool:
+    """Return whether a name leads to an object that is open."""
+    found = _status(name)
+    return found is not None and os.path.samestat(found, os.fstat(descriptor))
 
 
 def map_writable(descriptor: int, size: int) -> mmap.mmap:

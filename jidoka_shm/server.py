@@ -75,7 +75,7 @@ class Server:
     async def start(self) -> None:
         """Accept clients from now on."""
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(functools.partial(_log_failure, self.seldom))
+        loop.set_exception_handler(functools.partial(_log_failure, self.seldom, self._endpoint))
         this = weakref.ref(self)
         self._server = await loop.create_unix_server(
             lambda: Accepted(cast("Server", this())),
@@ -177,10 +177,13 @@ class Server:
             descriptors.blank(self._endpoint.path)
 
 
-def _log_failure(seldom: Seldom, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    error = context.get("exception")
+def _log_failure(
+    seldom: Seldom, endpoint: Endpoint, loop: asyncio.AbstractEventLoop, context: dict[str, Any]
+) -> None:
+    error, listener = context.get("exception"), endpoint.listener
     if isinstance(error, OSError):
         # No descriptor is left for a client, and asyncio tries again each second.
-        seldom.warning("registry %r: %s: %s", context["message"], error)
-    else:
+        seldom.warning("registry %r: %s: %s", context["message"], str(error))
+    # Where it does so after the end there is no socket any more, and nothing to be said.
+    elif listener is None or listener.fileno() >= 0 or "_start_serving" not in context["message"]:
         loop.default_exception_handler(context)

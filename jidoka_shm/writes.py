@@ -12,7 +12,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
-from . import ownership, processes
+from . import ownership
 from .attachment import detached
 from .errors import (
     CorruptRegistry,
@@ -58,6 +58,8 @@ class SessionWrites(SessionReads):
     _reactor: Reactor
     _watches: Watches
     _ended: dict[Identity, str]
+    #: Looked up once: later on there may be no descriptor left to do so.
+    _identity: Identity
     _instance: UUID
     _serving: Serving | None = None
     _finalizer: weakref.finalize[..., Any]
@@ -141,7 +143,7 @@ class SessionWrites(SessionReads):
             RegistryClosed: where another manager has destroyed it.
         """
         try:
-            _, dropped = self._registry.resume(processes.own_identity())
+            _, dropped = self._registry.resume(self._identity)
         except TableGone:
             self._let_go(_DESTROYED)
             raise RegistryClosed(self._name, _DESTROYED) from None

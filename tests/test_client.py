@@ -236,6 +236,8 @@ def test_what_no_request_can_carry_is_too_large_at_once(
     with pytest.raises(RecordTooLarge) as caught:
         client.create_session({"a": "x" * size})
     assert caught.value.size > size
+    assert (caught.value.limit, caught.value.place) == (1 << 20, "request")
+    assert "slot" not in str(caught.value)
     with pytest.raises(RecordTooLarge):
         client.update_session(sid, metadata={"a": "x" * (size // 2)}, llm_config={"a": "x" * size})
     # An end's reason is cut by the writer, whatever its length.

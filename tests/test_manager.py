@@ -30,6 +30,7 @@ from host import (
     run_script,
     stop_at_line,
 )
+from living import descriptors_left
 from support import wait_until
 
 from jidoka_shm import (
@@ -52,6 +53,7 @@ from jidoka_shm import (
     SessionStatus,
     VersionConflict,
     WriterAlreadyRunning,
+    processes,
     reactor,
     segment,
     seqlock,
@@ -1054,7 +1056,7 @@ class Failed(Exception):  # noqa: N818 - no error of the package
 STEPS = [
     (segment, "create", 1),
     (segment, "try_lock", 1),
-    (segment, "same_object", 1),
+    (segment, "leads_to", 1),
     (segment, "open_writable", 1),
     (segment, "reserve", 1),
     (segment, "map_writable", 1),
@@ -1098,7 +1100,7 @@ def test_a_constructor_that_fails_leaves_no_thread_no_descriptor_and_no_name(
         with pytest.raises(Failed):
             _manager(name)
     # While nobody has its lock, an empty control is no registry and may be anybody's.
-    if attribute not in {"try_lock", "same_object"}:
+    if attribute not in {"try_lock", "leads_to"}:
         assert objects_of(name) == set()
     with _manager(name) as manager:
         assert manager.recovery is None
@@ -1354,6 +1356,15 @@ def test_an_interrupted_takeover_is_not_taken_for_a_living_writer(
     with _manager(name) as manager:
         assert manager.recovery is not None
         assert not manager.recovery.clean
+
+
+def test_a_writer_without_descriptors_is_still_known_to_live(manager: SessionManager) -> None:
+    with SessionReader(manager.name) as reader:
+        with descriptors_left(0):
+            manager._interrupted = True
+            manager.create_session()
+        assert reader.writer_alive is True
+        assert reader._view.control.writer() == processes.own_identity()
 
 
 def test_a_record_that_a_living_manager_drops_is_named(

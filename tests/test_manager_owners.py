@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from host import Script, exit_code, forked, in_child
-from living import Grandchild, Living, pidfds
+from living import Grandchild, Living, descriptors_left, pidfds
 from support import wait_until
 
 from jidoka_shm import OwnerNotAlive, SessionManager, SessionNotFound, SessionReader, processes
@@ -218,6 +218,25 @@ def test_a_hundred_owners_killed_at_once_leave_nothing(name: str) -> None:
 
 
 # ---------------------------------------------------------------------------- who may own
+
+
+def test_an_owner_that_cannot_be_looked_at_is_an_error_and_nothing_changes(
+    manager: SessionManager, child: Living
+) -> None:
+    """For want of a descriptor: the session would stay for ever."""
+    sid = manager.create_session()
+    before = manager[sid]
+    with descriptors_left(0):
+        for change in (
+            lambda: manager.create_session(pid=child.pid),
+            lambda: manager.update_session(sid, pid=child.pid),
+        ):
+            with pytest.raises(OSError, match="Too many open files"):
+                change()
+    assert list(manager.items()) == [(sid, before)]
+    manager.update_session(sid, pid=child.pid)
+    child.kill()
+    assert str(_error_of(manager, sid)).endswith("(SIGKILL)")
 
 
 @pytest.mark.parametrize("zombie", [False, True])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from host import exit_code, forked
+from living import descriptors_left
 
 from jidoka_shm import processes
 from jidoka_shm.control import Identity
@@ -114,6 +115,17 @@ def test_the_first_process_of_all_is_alive() -> None:
     init = processes.identity_of(1)
     assert init is not None
     assert processes.is_alive(init) is True
+
+
+def test_without_a_descriptor_nobody_is_taken_for_somebody_unknown(child: int) -> None:
+    """Whose start time is not known is never said to have ended."""
+    identity = processes.identity_of(child)
+    assert identity is not None
+    with descriptors_left(0):
+        with pytest.raises(OSError, match="Too many open files"):
+            processes.find(child)
+        assert processes.is_alive(identity) is None
+    assert processes.find(child) == identity
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -607,7 +607,7 @@ def test_the_longest_live_session_leaves_the_room_to_end() -> None:
 def test_one_byte_more_is_too_large() -> None:
     with pytest.raises(RecordTooLarge) as caught:
         _create(_small(), 5, metadata={"a": (LONGEST + 1) * "x"})
-    assert caught.value.args == (SIZE - ROOM_TO_END + 1, SIZE - ROOM_TO_END)
+    assert caught.value.args == (SIZE - ROOM_TO_END + 1, SIZE - ROOM_TO_END, "slot")
 
 
 def test_an_update_leaves_the_room_to_end_too() -> None:

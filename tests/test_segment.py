@@ -78,7 +78,8 @@ def test_opening_leaves_size_and_name_as_they_are(shm: str, made: int) -> None:
     segment.reserve(made, SIZE)
     for opened in (segment.open_readable, segment.open_writable):
         descriptor = opened(shm)
-        assert segment.same_object(descriptor, made)
+        assert os.path.sameopenfile(descriptor, made)
+        assert segment.leads_to(shm, descriptor)
         assert segment.size_of(descriptor) == SIZE
         assert segment.is_named(descriptor)
         os.close(descriptor)
@@ -125,7 +126,8 @@ def test_a_removed_object_has_no_name(shm: str, made: int) -> None:
     assert not segment.is_named(made)
     other = segment.create(shm)
     assert not segment.is_named(made)
-    assert not segment.same_object(made, other)
+    assert segment.leads_to(shm, other)
+    assert not segment.leads_to(shm, made)
     os.close(other)
 
 

@@ -24,6 +24,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from host import objects_of, path_of, processes_of
+from living import descriptors_left
 from supervised import COMMAND, LIMIT, ROOT, Place, Service
 from support import wait_until
 
@@ -148,6 +149,15 @@ def test_without_anybody_who_reads_its_log_it_serves(place: Place, registry: str
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(LIMIT) == 0
         assert service.notified.next()["STOPPING"] == "1"
+
+
+def test_memory_is_nobodys_standard_error(place: Place, registry: str) -> None:
+    """What an interpreter that aborts writes there must not go over a registry."""
+    with Service(
+        place, registry, "--capacity", "16", preexec_fn=lambda: os.closerange(0, 3)
+    ) as service:
+        links = Path(f"/proc/{service.process.pid}/fd")
+        assert {str((links / f"{number}").readlink()) for number in range(3)} == {os.devnull}
 
 
 def test_what_nohup_ignores_stays_ignored(place: Place, registry: str) -> None:
@@ -547,6 +557,16 @@ def test_where_nobody_reads_nothing_is_written_any_more(
         assert lines._lost == 0
     finally:
         os.close(writer)
+
+
+def test_where_nobody_reads_and_no_descriptor_is_left_nothing_fails() -> None:
+    with _pipe() as (reader, writer):
+        os.close(reader)
+        lines = _lines(writer)
+        with descriptors_left(0):
+            lines.handle(_record("unread"))
+        lines.handle(_record("unread"))
+        assert os.readlink(f"/proc/self/fd/{writer}") == os.devnull  # noqa: PTH115 - text
 
 
 def test_a_full_disk_below_its_log_is_no_failure(place: Place, registry: str) -> None:

@@ -25,7 +25,7 @@ from uuid import UUID
 import pytest
 import wire
 from host import Script, exit_code, forked, in_child, path_of, stop_at_line
-from living import Living, next_descriptor, pidfds
+from living import Living, descriptors_left, next_descriptor, pidfds
 from support import wait_until
 from wire import Wire
 
@@ -74,6 +74,16 @@ def _descriptors() -> int:
 
 def _heartbeats(count: int) -> bytes:
     return b"".join(encode(wire.update(KEY)) for _ in range(count))
+
+
+def _deafen(service: SessionManager, client: Wire) -> None:
+    """Send for a service's one client, which reads nothing, until no more is taken from it."""
+    client.socket.settimeout(0)
+    connection = next(iter(service._serving._server._clients))
+    piece = _heartbeats(200)
+    while not connection._is_full:
+        with contextlib.suppress(BlockingIOError):
+            client.socket.send(piece)
 
 
 def _refusal(client: Wire) -> str:
@@ -710,15 +720,29 @@ def test_a_client_that_reads_nothing_does_not_keep_a_manager_from_closing(
     service = SessionManager(name, capacity=4, listen=True)
     service.create_session(session_id=KEY)
     with Wire(service) as deaf:
-        deaf.socket.settimeout(0)
-        connection = next(iter(service._serving._server._clients))
-        piece = _heartbeats(200)
-        while not connection._is_full:
-            try:
-                deaf.socket.send(piece)
-            except BlockingIOError:
-                continue
+        _deafen(service, deaf)
         service.unlink()
+
+
+def test_a_close_without_descriptors_says_nothing_of_clients_that_were_to_come(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loop tries again to accept them, when there is no socket any more."""
+    monkeypatch.setattr(asyncio.constants, "ACCEPT_RETRY_DELAY", 0.2)
+    monkeypatch.setattr(server, "_LAST", 0.5)
+    service = SessionManager(name, capacity=4, listen=True)
+    service.create_session(session_id=KEY)
+    with Wire(service) as deaf, socket.socket(socket.AF_UNIX) as late:
+        _deafen(service, deaf)
+        with descriptors_left(0):
+            late.connect(wire.path_of_service(service))
+            wait_until(lambda: caplog.records)
+            service.close()
+    SessionManager(name).unlink()
+    assert [record.name for record in caplog.records if record.levelno > logging.INFO] == [
+        "jidoka_shm"
+    ]
+    assert "accept" in caplog.records[0].getMessage()
 
 
 class Clock(selectors.DefaultSelector):
@@ -1146,6 +1170,30 @@ def _start_then(exception: type[BaseException]) -> object:
         raise exception
 
     return start_and_fail
+
+
+@pytest.mark.parametrize("found", [False, True])
+# asyncio's own, of a loop for which there was no descriptor.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_constructor_without_descriptors_leaves_no_name_and_no_writer(
+    name: str, *, found: bool
+) -> None:
+    """However many it lacks: what undoes it needs none."""
+    if found:
+        SessionManager(name, capacity=4, listen=True).close()
+    made: list[SessionManager] = []
+    counts = itertools.count()
+    while not made:
+        with descriptors_left(next(counts)), contextlib.suppress(OSError):
+            made.append(SessionManager(name, capacity=4, listen=True))
+        gc.collect()
+        if not made:
+            assert path_of(name).exists() is found
+        if found:
+            with SessionReader(name) as reader:
+                assert reader.writer_alive is bool(made)
+    made[0].unlink()
+    assert next(counts) > 5
 
 
 def test_a_directory_of_another_user_is_a_typed_error(

@@ -210,6 +210,38 @@ def test_a_service_that_makes_no_registry_is_given_up(
     assert f"`jidoka-shm serve -- {dashed}` was started and does not answer" in str(caught.value)
 
 
+#: One that makes a registry, cannot serve it, and undoes that.
+UNDOING = """
+import os, sys
+from jidoka_shm import SessionManager
+manager = SessionManager(sys.argv[1], capacity=64)
+manager._own.control.publish_socket("/nowhere/at/all")
+with open(sys.argv[2], "rb") as attached:
+    attached.read(1)
+manager.unlink()
+"""
+
+
+def test_a_service_that_undoes_its_registry_is_given_up(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As where its directory is another user's."""
+    fifo = tmp_path / "attached"
+    os.mkfifo(fifo)
+    code = UNDOING.replace("sys.argv[2]", repr(str(fifo)))
+    monkeypatch.setattr(starting, "_SERVE", ("-c", code))
+    waits = SessionClient._await_service
+
+    def wait(client: SessionClient, deadline: float, *, started: bool) -> None:
+        with fifo.open("wb"):
+            pass
+        waits(client, deadline, started=started)
+
+    monkeypatch.setattr(SessionClient, "_await_service", wait)
+    with pytest.raises(WriterUnavailable, match="was started and does not answer"):
+        SessionClient(name, timeout=60, start=True)
+
+
 def test_a_service_that_ends_is_started_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no registry, and where it left one without a writer."""
     started: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -84,7 +85,11 @@ class Lines(logging.Handler):
 
     def _write_nowhere(self) -> None:
         """Lead standard error nowhere: what else this process writes to it must not fail either."""
-        with open(os.devnull, "wb") as nothing:  # noqa: PTH123 - a name of os's own
+        # Where no descriptor is left for it, the next line tries again: a log never fails.
+        with (
+            contextlib.suppress(OSError),
+            open(os.devnull, "wb") as nothing,  # noqa: PTH123 - a name of os's own
+        ):
             os.dup2(nothing.fileno(), self._descriptor, inheritable=False)
 
 

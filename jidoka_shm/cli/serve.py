@@ -98,6 +98,7 @@ def serve(name: str, *, log_level: str, log_json: bool, **options: Any) -> int: 
     registry has a living writer, cannot be made or taken over, or was removed; 2 wrong usage.
     """
     logs.begin(log_level, as_json=log_json)
+    _fill_standard_descriptors()
     _raise_descriptor_limit()
     try:
         return _serve(name, options)
@@ -108,6 +109,17 @@ def serve(name: str, *, log_level: str, log_json: bool, **options: Any) -> int: 
         status, text = end_of(error)
         log.error("%s", text)
         return status
+
+
+def _fill_standard_descriptors() -> None:
+    """Have each of the first three lead somewhere, where they came closed.
+
+    Else one would be the registry's memory, over which an interpreter or a C library that aborts
+    writes why.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # noqa: PLR2004 - standard error
+        continue
+    os.close(descriptor)
 
 
 def _raise_descriptor_limit() -> None:
