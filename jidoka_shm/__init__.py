@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .asyncclient import AsyncSessionClient
+    from .asyncsupervisor import AsyncSessionSupervisor
     from .client import SessionClient
     from .differences import Change, ChangeKind
     from .errors import (
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
         RegistryNotFound,
         SessionExists,
         SessionNotFound,
+        SessionNotStarted,
+        SessionNotSupervised,
         UnsupportedPlatform,
         VersionConflict,
         WriterAlreadyRunning,
@@ -45,8 +48,10 @@ if TYPE_CHECKING:
     from .manager import SessionManager
     from .pipeline import AsyncPipeline, Pipeline
     from .reader import SessionReader
+    from .ready import session_ready
     from .recovery import Recovery
     from .session import Session, SessionStatus
+    from .supervisor import SessionSupervisor
 
 __version__ = "0.1.0"
 
@@ -56,6 +61,7 @@ _HOMES = {
     "AsyncSessionClient": "asyncclient",
     "Change": "differences",
     "ChangeKind": "differences",
+    "AsyncSessionSupervisor": "asyncsupervisor",
     "Pipeline": "pipeline",
     "Recovery": "recovery",
     "Session": "session",
@@ -63,8 +69,10 @@ _HOMES = {
     "SessionManager": "manager",
     "SessionReader": "reader",
     "SessionStatus": "session",
+    "SessionSupervisor": "supervisor",
     "Sessions": "handles",
     "Stats": "handles",
+    "session_ready": "ready",
 }
 
 __all__ = [
@@ -72,6 +80,7 @@ __all__ = [
     "AsyncSessionClient",
     "Change",
     "ChangeKind",
+    "AsyncSessionSupervisor",
     "CorruptRegistry",
     "DirectoryForbidden",
     "ForeignLoop",
@@ -97,14 +106,18 @@ __all__ = [
     "SessionExists",
     "SessionManager",
     "SessionNotFound",
+    "SessionNotStarted",
+    "SessionNotSupervised",
     "SessionReader",
     "SessionStatus",
+    "SessionSupervisor",
     "Sessions",
     "Stats",
     "UnsupportedPlatform",
     "VersionConflict",
     "WriterAlreadyRunning",
     "WriterUnavailable",
+    "session_ready",
 ]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from collections import OrderedDict
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -158,7 +157,7 @@ def is_dead(owner: Identity) -> bool:
 
 def describe(owner: Identity, manner: str) -> str:
     """Return the error of a session whose owner ended in some manner."""
-    return f"owner process {owner.pid} {manner}"
+    return processes.describe_owner(owner.pid, manner)
 
 
 def log_ends(registry: str, errors: dict[Identity, str], sessions: int) -> None:
@@ -191,19 +190,7 @@ def _manner(descriptor: int) -> str:
     except ChildProcessError:
         # Somebody else's child, or it has been waited for.
         found = None
-    if found is None:
-        return "ended"
-    if found.si_code == os.CLD_EXITED:
-        return f"exited with status {found.si_status}"
-    return f"was killed by signal {_signal_text(found.si_status)}"
-
-
-def _signal_text(number: int) -> str:
-    try:
-        return f"{number} ({signal.Signals(number).name})"
-    except ValueError:
-        # One of the real-time signals, most of which have no name.
-        return f"{number}"
+    return processes.describe_end(found)
 
 
 def _nobody() -> None:

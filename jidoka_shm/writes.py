@@ -191,7 +191,8 @@ class SessionWrites(SessionReads):
         room = BATCH
         while self._ended and room > 0:
             owner, error = next(iter(self._ended.items()))
-            done = self._registry.owner_ended(owner, error, _now(), limit=room)
+            asked = processes.is_orderly(error)
+            done = self._registry.owner_ended(owner, error, _now(), asked=asked, limit=room)
             if done < room:
                 del self._ended[owner]
             room -= done
@@ -213,7 +214,8 @@ class SessionWrites(SessionReads):
         dead = [owner for owner in self._registry.owners if is_dead(owner)]
         count = 0
         for owner in dead:
-            while done := self._registry.owner_ended(owner, describe(owner, "is gone"), _now()):
+            error = describe(owner, "is gone")
+            while done := self._registry.owner_ended(owner, error, _now(), asked=True):
                 count += done
         if dead:
             text = "registry %r: owner processes gone: %d; sessions terminated: %d"
