@@ -17,6 +17,7 @@ from .arguments import check_seconds
 from .crew import (
     KILLED,
     LOOK,
+    SILENT,
     TICK,
     UNTOLD,
     Crew,
@@ -25,7 +26,7 @@ from .crew import (
     check_killed,
     kill_late,
 )
-from .errors import IllegalTransition, RegistryClosed, SessionNotFound, WriterUnavailable
+from .errors import IllegalTransition, SessionNotFound
 from .session import SessionStatus
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class AsyncSessionSupervisor(Crew):
             runs, env=env, cwd=cwd, ready=ready, timeout=timeout, stdout=stdout, stderr=stderr
         )
         try:
+            child.start(self.name, sid)
             await _done(
                 self._handle.create_session(metadata, llm_config, pid=child.pid, session_id=sid)
             )
@@ -155,7 +157,8 @@ class AsyncSessionSupervisor(Crew):
             TimeoutError: where even a killed process does not end.
             ForkedHandle: in a forked child.
         """
-        await self._stop(self._find(session_id), check_seconds("timeout", timeout))
+        seconds = check_seconds("timeout", timeout)
+        await self._stop(self._find(session_id), seconds)
 
     async def close(self, *, timeout: float = 5.0) -> None:  # noqa: ASYNC109 - as above
         """Stop all sessions that were started here, together. May be repeated.
@@ -170,8 +173,7 @@ class AsyncSessionSupervisor(Crew):
         seconds = check_seconds("timeout", timeout)
         self._check_not_forked()
         self._closed = True
-        # Nobody is to be told where there is no writer, or the manager was closed before.
-        with contextlib.suppress(RegistryClosed, WriterUnavailable):
+        with contextlib.suppress(*SILENT):
             await self._stop(self._copy(), seconds)
         await asyncio.gather(*self._tasks)
 

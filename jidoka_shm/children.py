@@ -56,80 +56,88 @@ class Child:
     sessions, and so that a signal reaches what the program has started as well.
 
     Attributes:
-        pid: its process id, from the gate to the end.
         program: what it runs.
         stopping: whether it is being stopped.
         orphaned: since when its session is known to be over, by the monotonic clock, or None.
         failure: the error number with which its program could not be executed, or None.
     """
 
-    def __init__(  # noqa: PLR0913 - options, each by keyword
-        self,
-        program: Program,
-        name: str,
-        session_id: UUID,
-        *,
-        ready: bool,
-        stdout: Output = None,
-        stderr: Output = None,
-    ) -> None:
-        """Start a process that waits at its gate.
+    def __init__(self, program: Program, *, ready: bool, stdout: Output, stderr: Output) -> None:
+        """Take what to start.
 
         Args:
-            program: what it becomes.
-            name: the registry's name.
-            session_id: its session, which need not be there yet.
-            ready: whether its program says when it is ready.
+            program: what the process becomes.
+            ready: whether the program says when it is ready.
             stdout: where its output goes.
             stderr: the same.
-
-        Raises:
-            SessionNotStarted: where no process can be started.
         """
         self.program = program
         self.stopping = False
         self.orphaned: float | None = None
         self.failure: int | None = None
+        self._ready = ready
+        self._stdout, self._stderr = stdout, stderr
         self._lock = threading.RLock()
         self._ended = self._reaped = False
         self._status: os.waitid_result | None = None
+        self._channel: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pidfd: int | None = None
+
+    def start(self, name: str, session_id: UUID) -> None:
+        """Start the process, which waits at its gate.
+
+        Args:
+            name: the registry's name.
+            session_id: its session, which need not be there yet.
+
+        Raises:
+            SessionNotStarted: where no process can be started.
+        """
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             # What the package does with it never waits.
             self._channel.setblocking(False)  # noqa: FBT003 - its only form
-            said = name_channel(theirs) if ready else ""
-            gate = [_GATE, theirs.fileno(), os.getpid(), int(ready), program.path]
+            said = name_channel(theirs) if self._ready else ""
+            program = self.program
+            gate = [_GATE, theirs.fileno(), os.getpid(), int(self._ready), program.path]
             try:
-                process = subprocess.Popen(  # noqa: S603 - no shell
+                # Kept, and never asked: it would wait for a child before the writer has asked how
+                # that ended.
+                self._process = subprocess.Popen(  # noqa: S603 - no shell
                     [sys.executable, "-I", "-S", *map(str, gate), *program.command],
                     stdin=subprocess.DEVNULL,
-                    stdout=stdout,
-                    stderr=stderr,
+                    stdout=self._stdout,
+                    stderr=self._stderr,
                     cwd=program.directory,
                     env=programs.environment_of(program, name, session_id, said),
                     pass_fds=(theirs.fileno(),),
                     start_new_session=True,
                 )
             except OSError as error:
-                self._channel.close()
                 raise SessionNotStarted(program.text, str(error)) from error
-        self.pid = process.pid
-        # Or subprocess would wait for it, before the writer has asked how it ended.
-        process.returncode = 0
-        self._pidfd = _open_pidfd(self.pid)
+        with contextlib.suppress(OSError):
+            # Refused by an old kernel, a sandbox, or where no descriptor is left.
+            self._pidfd = os.pidfd_open(self.pid)
+
+    @property
+    def pid(self) -> int:
+        """Its process id, from the gate to the end; 0 before there is a process."""
+        return 0 if self._process is None else self._process.pid
 
     # ------------------------------------------------------------------ the channel
 
     def open_gate(self) -> None:
         """Let the program begin."""
-        # It may have been killed meanwhile, which is noticed as any other end.
-        with contextlib.suppress(OSError):
-            self._channel.send(_GO, socket.MSG_NOSIGNAL)
+        self._send(_GO)
 
     def hear(self) -> Heard:
         """Return what the child has said since this was last asked."""
+        channel = self._channel
+        if channel is None:
+            return Heard.NOTHING
         try:
-            said = self._channel.recv(64)
+            said = channel.recv(64)
         except BlockingIOError:
             return Heard.NOTHING
         except OSError:
@@ -141,26 +149,35 @@ class Child:
 
     def acknowledge(self) -> None:
         """Tell the child that its session is active."""
-        with contextlib.suppress(OSError):
-            self._channel.send(KNOWN, socket.MSG_NOSIGNAL)
+        self._send(KNOWN)
 
     def close_channel(self) -> None:
         """Hear it no more; a gate that is not open ends."""
-        self._channel.close()
+        # Taken out first: a number that is closed may be another's by the time of a fork.
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+
+    def _send(self, word: bytes) -> None:
+        channel = self._channel
+        if channel is not None:
+            # It may have been killed meanwhile, which is noticed as any other end.
+            with contextlib.suppress(OSError):
+                channel.send(word, socket.MSG_NOSIGNAL)
 
     # ------------------------------------------------------------------ its end
 
     def has_ended(self) -> bool:
-        """Return whether the child has ended; it is left to be waited for."""
+        """Return whether the child has ended, or never began; it is left to be waited for."""
         with self._lock:
-            if not self._ended:
+            if not self._ended and self._process is not None:
                 try:
                     self._status = os.waitid(os.P_PID, self.pid, _LOOK)
                     self._ended = self._status is not None
                 except ChildProcessError:
                     # Some other code of this process has waited for it, or ignores SIGCHLD.
                     self._ended = self._reaped = True
-            return self._ended
+            return self._ended or self._process is None
 
     def manner(self) -> str:
         """Return in words how the child ended."""
@@ -187,7 +204,7 @@ class Child:
         with self._lock:
             # Asked first: once it has been waited for, its number may be another group's.
             self.has_ended()
-            if not self._reaped:
+            if not self._reaped and self.pid:
                 # EPERM: the program has become another user's.
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(self.pid, number)
@@ -195,11 +212,11 @@ class Child:
     def reap(self) -> None:
         """Wait for a child that has ended, and let go of it. May be repeated."""
         with self._lock:
-            if self.has_ended() and not self._reaped:
+            if self.has_ended() and self.pid and not self._reaped:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(self.pid, 0)
                 self._reaped = True
-            self.close()
+            self.let_go()
 
     # ------------------------------------------------------------------ descriptors
 
@@ -216,26 +233,21 @@ class Child:
     def copy_channel(self) -> int | None:
         """Return a copy of what is readable when ``hear`` has news."""
         with self._lock:
-            return None if self._channel.fileno() < 0 else _copy(self._channel.fileno())
+            return None if self._channel is None else _copy(self._channel.fileno())
 
-    def close(self) -> None:
-        """Let go of all descriptors, in a forked child too. May be repeated."""
-        self._channel.close()
-        # Taken out first: a number that is closed may be another's by the time of a fork.
+    def let_go(self) -> None:
+        """Let go of it, in a forked child too. May be repeated."""
+        self.close_channel()
+        if self._process is not None:
+            # Or it would be waited for, or warned of, when it is collected.
+            self._process.returncode = self.exit_status() or 0
+        # As in close_channel.
         descriptor, self._pidfd = self._pidfd, None
         if descriptor is not None:
             os.close(descriptor)
 
     def __repr__(self) -> str:
         return f"Child({self.program.text}, pid={self.pid})"
-
-
-def _open_pidfd(pid: int) -> int | None:
-    """Return a pidfd of a child, or None where the kernel, a sandbox or a limit refuses it."""
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        return None
 
 
 def _copy(descriptor: int) -> int | None:

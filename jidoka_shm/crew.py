@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
@@ -19,9 +20,11 @@ from .errors import (
     ForkedHandle,
     JidokaError,
     OwnerNotAlive,
+    ReentrantCall,
     RegistryClosed,
     SessionNotStarted,
     SessionNotSupervised,
+    WriterUnavailable,
 )
 from .logs import log
 from .programs import to_program
@@ -54,6 +57,10 @@ _GRACE: Final = 5.0
 #: What can go wrong with telling the registry of an end. The session's owner is dead by then, so
 #: whoever writes next ends it.
 UNTOLD: Final = (JidokaError, OSError)
+
+#: What is no error of a close: nobody is to be told where there is no writer, where the manager was
+#: closed before, or where a signal handler closes in the middle of a change. It is as above.
+SILENT: Final = (RegistryClosed, WriterUnavailable, ReentrantCall)
 
 
 class Changes(Protocol):
@@ -188,7 +195,7 @@ class Crew:
         self._lock = threading.RLock()
         # A gate must not stay shut because this process holds the other end of its channel.
         for child in self._children.values():
-            child.close()
+            child.let_go()
         self._children = {}
 
     # ------------------------------------------------------------------ parts
@@ -204,13 +211,16 @@ class Crew:
         stdout: Output,
         stderr: Output,
     ) -> tuple[UUID, Child, Beginning]:
-        """Start a process that waits at its gate, for a session that is not there yet."""
+        """Return what is to be started, and an id for its session."""
         self._check_open()
         ready, timeout = check_flag("ready", ready), check_seconds("timeout", timeout)
+        for which, output in (("stdout", stdout), ("stderr", stderr)):
+            if output == subprocess.PIPE:
+                msg = f"{which} is a pipe, which nobody would read: give a file or a descriptor"
+                raise ValueError(msg)
         program = to_program(runs, env=env, cwd=cwd)
-        sid = uuid4()
-        child = Child(program, self.name, sid, ready=ready, stdout=stdout, stderr=stderr)
-        return sid, child, Beginning(child, ready=ready, timeout=timeout)
+        child = Child(program, ready=ready, stdout=stdout, stderr=stderr)
+        return uuid4(), child, Beginning(child, ready=ready, timeout=timeout)
 
     def _add(self, sid: UUID, child: Child) -> None:
         with self._lock:

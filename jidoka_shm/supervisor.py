@@ -26,8 +26,19 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from .arguments import check_seconds
-from .crew import KILLED, LOOK, TICK, UNTOLD, Crew, ask_to_end, check_began, check_killed, kill_late
-from .errors import IllegalTransition, RegistryClosed, SessionNotFound, WriterUnavailable
+from .crew import (
+    KILLED,
+    LOOK,
+    SILENT,
+    TICK,
+    UNTOLD,
+    Crew,
+    ask_to_end,
+    check_began,
+    check_killed,
+    kill_late,
+)
+from .errors import IllegalTransition, SessionNotFound
 from .keeper import Keeper
 from .session import SessionStatus
 
@@ -116,6 +127,7 @@ class SessionSupervisor(Crew):
             runs, env=env, cwd=cwd, ready=ready, timeout=timeout, stdout=stdout, stderr=stderr
         )
         try:
+            child.start(self.name, sid)
             self._handle.create_session(metadata, llm_config, pid=child.pid, session_id=sid)
             self._add(sid, child)
             self._keeper.begin()
@@ -170,7 +182,8 @@ class SessionSupervisor(Crew):
             TimeoutError: where even a killed process does not end.
             ForkedHandle: in a forked child.
         """
-        self._stop(self._find(session_id), check_seconds("timeout", timeout))
+        seconds = check_seconds("timeout", timeout)
+        self._stop(self._find(session_id), seconds)
 
     def close(self, *, timeout: float = 5.0) -> None:
         """Stop all sessions that were started here, together. May be repeated.
@@ -186,8 +199,7 @@ class SessionSupervisor(Crew):
         with self._lock:
             self._check_not_forked()
             self._closed = True
-        # Nobody is to be told where there is no writer, or the manager was closed before.
-        with contextlib.suppress(RegistryClosed, WriterUnavailable):
+        with contextlib.suppress(*SILENT):
             self._stop(self._copy(), seconds)
         self._keeper.join()
 
