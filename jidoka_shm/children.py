@@ -237,14 +237,20 @@ class Child:
 
     def let_go(self) -> None:
         """Let go of it, in a forked child too. May be repeated."""
-        self.close_channel()
         if self._process is not None:
             # Or it would be waited for, or warned of, when it is collected.
             self._process.returncode = self.exit_status() or 0
-        # As in close_channel.
+        self._close()
+
+    def _close(self) -> None:
+        self.close_channel()
+        # As there.
         descriptor, self._pidfd = self._pidfd, None
         if descriptor is not None:
             os.close(descriptor)
+
+    # Of one whose supervisor was dropped. Its process lives on, of which subprocess warns.
+    __del__ = _close
 
     def __repr__(self) -> str:
         return f"Child({self.program.text}, pid={self.pid})"

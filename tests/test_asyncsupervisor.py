@@ -329,9 +329,12 @@ def test_a_loop_that_ends_without_a_close_leaves_its_sessions_to_their_processes
         supervisor = AsyncSessionSupervisor(manager)
         sids.append(await supervisor.start_session(SLEEP, ready=False))
 
-    with pytest.warns(ResourceWarning, match="is still running"):
+    def run_and_collect() -> None:
         asyncio.run(forget())
         gc.collect()
+
+    with pytest.warns(ResourceWarning, match="is still running"):
+        run_and_collect()
     pid = manager[sids[0]].pid or 0
     assert (manager[sids[0]].status, is_running(pid)) == ("active", True)
     os.kill(pid, signal.SIGKILL)
