@@ -14,7 +14,7 @@ from typing import Final
 from .control import Identity
 
 #: How a process ends that was asked to, or may have: it is not always known.
-_ORDERLY: Final = ("ended", "is gone", "exited with status 0", "was killed by signal 15 (SIGTERM)")
+_ORDERLY: Final = ("ended", "exited with status 0", "was killed by signal 15 (SIGTERM)")
 
 
 def own_identity() -> Identity:

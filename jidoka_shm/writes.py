@@ -214,8 +214,7 @@ class SessionWrites(SessionReads):
         dead = [owner for owner in self._registry.owners if is_dead(owner)]
         count = 0
         for owner in dead:
-            error = describe(owner, "is gone")
-            while done := self._registry.owner_ended(owner, error, _now(), asked=True):
+            while done := self._registry.owner_ended(owner, describe(owner, "is gone"), _now()):
                 count += done
         if dead:
             text = "registry %r: owner processes gone: %d; sessions terminated: %d"
