@@ -106,7 +106,6 @@ class AsyncSessionSupervisor(Crew):
                 self._handle.create_session(metadata, llm_config, pid=child.pid, session_id=sid)
             )
             self._add(sid, child)
-            self._keep(sid, child)
             if not ready:
                 await self._activate(sid)
             child.open_gate()
@@ -115,6 +114,7 @@ class AsyncSessionSupervisor(Crew):
                 await self._activate(sid)
                 child.acknowledge()
             child.close_channel()
+            self._keep(sid, child)
         except BaseException as error:
             await self._give_up(sid, child)
             check_began(error, child)
@@ -175,7 +175,8 @@ class AsyncSessionSupervisor(Crew):
         self._closed = True
         with contextlib.suppress(*SILENT):
             await self._stop(self._copy(), seconds)
-        await asyncio.gather(*self._tasks)
+        # Others may have cancelled them.
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _stop(self, stopped: dict[UUID, Child], seconds: float) -> None:
         await asyncio.gather(*[self._announce(sid, child) for sid, child in stopped.items()])

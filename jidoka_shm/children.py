@@ -57,10 +57,16 @@ class Child:
 
     Attributes:
         program: what it runs.
+        starting: whether who starts it still sees to it, and to its end.
         stopping: whether it is being stopped.
         orphaned: since when its session is known to be over, by the monotonic clock, or None.
         failure: the error number with which its program could not be executed, or None.
     """
+
+    # Of the class, so that one whose making was interrupted can be collected.
+    _channel: socket.socket | None = None
+    _process: subprocess.Popen[bytes] | None = None
+    _pidfd: int | None = None
 
     def __init__(self, program: Program, *, ready: bool, stdout: Output, stderr: Output) -> None:
         """Take what to start.
@@ -72,6 +78,7 @@ class Child:
             stderr: the same.
         """
         self.program = program
+        self.starting = True
         self.stopping = False
         self.orphaned: float | None = None
         self.failure: int | None = None
@@ -80,9 +87,6 @@ class Child:
         self._lock = threading.RLock()
         self._ended = self._reaped = False
         self._status: os.waitid_result | None = None
-        self._channel: socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._pidfd: int | None = None
 
     def start(self, name: str, session_id: UUID) -> None:
         """Start the process, which waits at its gate.
@@ -94,6 +98,15 @@ class Child:
         Raises:
             SessionNotStarted: where no process can be started.
         """
+        try:
+            self._start(name, session_id)
+        except OSError as error:
+            raise SessionNotStarted(self.program.text, str(error)) from error
+        with contextlib.suppress(OSError):
+            # Refused by an old kernel, a sandbox, or where no descriptor is left.
+            self._pidfd = os.pidfd_open(self.pid)
+
+    def _start(self, name: str, session_id: UUID) -> None:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             # What the package does with it never waits.
@@ -101,24 +114,18 @@ class Child:
             said = name_channel(theirs) if self._ready else ""
             program = self.program
             gate = [_GATE, theirs.fileno(), os.getpid(), int(self._ready), program.path]
-            try:
-                # Kept, and never asked: it would wait for a child before the writer has asked how
-                # that ended.
-                self._process = subprocess.Popen(  # noqa: S603 - no shell
-                    [sys.executable, "-I", "-S", *map(str, gate), *program.command],
-                    stdin=subprocess.DEVNULL,
-                    stdout=self._stdout,
-                    stderr=self._stderr,
-                    cwd=program.directory,
-                    env=programs.environment_of(program, name, session_id, said),
-                    pass_fds=(theirs.fileno(),),
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise SessionNotStarted(program.text, str(error)) from error
-        with contextlib.suppress(OSError):
-            # Refused by an old kernel, a sandbox, or where no descriptor is left.
-            self._pidfd = os.pidfd_open(self.pid)
+            # Kept, and never asked: it would wait for a child before the writer has asked how that
+            # ended.
+            self._process = subprocess.Popen(  # noqa: S603 - no shell
+                [sys.executable, "-I", "-S", *map(str, gate), *program.command],
+                stdin=subprocess.DEVNULL,
+                stdout=self._stdout,
+                stderr=self._stderr,
+                cwd=program.directory,
+                env=programs.environment_of(program, name, session_id, said),
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
 
     @property
     def pid(self) -> int:

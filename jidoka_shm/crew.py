@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
@@ -27,7 +26,7 @@ from .errors import (
     WriterUnavailable,
 )
 from .logs import log
-from .programs import to_program
+from .programs import check_output, to_program
 from .session import SessionStatus
 
 if TYPE_CHECKING:
@@ -214,10 +213,8 @@ class Crew:
         """Return what is to be started, and an id for its session."""
         self._check_open()
         ready, timeout = check_flag("ready", ready), check_seconds("timeout", timeout)
-        for which, output in (("stdout", stdout), ("stderr", stderr)):
-            if output == subprocess.PIPE:
-                msg = f"{which} is a pipe, which nobody would read: give a file or a descriptor"
-                raise ValueError(msg)
+        check_output("stdout", stdout)
+        check_output("stderr", stderr)
         program = to_program(runs, env=env, cwd=cwd)
         child = Child(program, ready=ready, stdout=stdout, stderr=stderr)
         return uuid4(), child, Beginning(child, ready=ready, timeout=timeout)

@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import sys
-from pathlib import Path
 
 #: How often a gate looks whether its parent lives, in milliseconds. The end of the channel says so
 #: at once, unless a fork of the parent, made at a bad moment, holds the other end.
@@ -63,7 +62,8 @@ def _reset_signals() -> None:
 def _environment() -> dict[bytes, bytes]:
     """Return the environment as it was given: the interpreter adds LC_CTYPE to its own."""
     try:
-        block = Path("/proc/self/environ").read_bytes()
+        with open("/proc/self/environ", "rb") as file:  # noqa: PTH123 - pathlib takes long to load
+            block = file.read()
     except OSError:
         return dict(os.environb)
     pairs = [each.partition(b"=") for each in block.split(b"\0")]

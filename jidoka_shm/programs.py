@@ -7,6 +7,7 @@ import json
 import os
 import pkgutil
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,7 +61,7 @@ def to_program(
         RuntimeError: where a callable's own module starts sessions while it is imported.
     """
     environment = _check_environment(os.environ if env is None else env)
-    directory = None if cwd is None else os.fsdecode(cwd)
+    directory = _check_directory(cwd)
     command, text = _call(runs) if callable(runs) else _check_command(runs)
     if directory is not None and not Path(directory).is_dir():
         raise SessionNotStarted(text, f"there is no directory {shown(directory)}")
@@ -85,6 +86,23 @@ def environment_of(program: Program, name: str, session_id: UUID, channel: str) 
     return rest | told | ({READY_FD: channel} if channel else {})
 
 
+def check_output(name: str, output: object) -> None:
+    """Refuse what a program's output cannot go to.
+
+    Raises:
+        ValueError, TypeError: for what is no file, no descriptor and neither of ``subprocess``'s
+            ``DEVNULL`` and ``STDOUT``.
+    """
+    # Asked of the file itself, which may be closed.
+    output = output.fileno() if hasattr(output, "fileno") else output
+    if output is not None and (not isinstance(output, int) or isinstance(output, bool)):
+        msg = f"{name} is of type {type(output).__name__}: it must be a file or a descriptor"
+        raise TypeError(msg)
+    if output == subprocess.PIPE:
+        msg = f"{name} is a pipe, which nobody would read: give a file or a descriptor"
+        raise ValueError(msg)
+
+
 def _check_environment(env: object) -> dict[str, str]:
     if not isinstance(env, Mapping):
         msg = f"env is of type {type(env).__name__}: it must be a mapping of str to str, or None"
@@ -93,10 +111,18 @@ def _check_environment(env: object) -> dict[str, str]:
         if not (isinstance(key, str) and isinstance(value, str)):
             msg = f"env holds {shown(key)}: {shown(value)}: keys and values must be str"
             raise TypeError(msg)
-        if not key or "=" in key or "\0" in key + value:
+        if not key or "=" in key or not _can_be_given(key + value):
             msg = f"env holds {shown(key)}: {shown(value)}, which no environment can hold"
             raise ValueError(msg)
     return dict(env)
+
+
+def _check_directory(cwd: object) -> str | None:
+    try:
+        return None if cwd is None else os.fsdecode(cwd)  # type: ignore[arg-type] # refused below
+    except TypeError:
+        msg = f"cwd is of type {type(cwd).__name__}: it must be a path, or None"
+        raise TypeError(msg) from None
 
 
 def _check_command(runs: object) -> tuple[list[str], str]:
@@ -108,10 +134,18 @@ def _check_command(runs: object) -> tuple[list[str], str]:
     except TypeError:
         msg = f"{shown(runs)} holds something else than str and paths: {_UNUSABLE}"
         raise TypeError(msg) from None
-    if not command or not command[0] or any("\0" in each for each in command):
+    if not command or not command[0] or not all(map(_can_be_given, command)):
         msg = f"{shown(runs)} is no command: {_UNUSABLE}"
         raise ValueError(msg)
     return command, shown(command)
+
+
+def _can_be_given(text: str) -> bool:
+    """Return whether a process can be given a text."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _find(name: str, environment: dict[str, str], directory: str | None) -> str | None:

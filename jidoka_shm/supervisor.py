@@ -130,7 +130,6 @@ class SessionSupervisor(Crew):
             child.start(self.name, sid)
             self._handle.create_session(metadata, llm_config, pid=child.pid, session_id=sid)
             self._add(sid, child)
-            self._keeper.begin()
             if not ready:
                 self._activate(sid)
             child.open_gate()
@@ -139,6 +138,8 @@ class SessionSupervisor(Crew):
                 self._activate(sid)
                 child.acknowledge()
             child.close_channel()
+            child.starting = False
+            self._keeper.begin()
         except BaseException as error:
             self._give_up(sid, child)
             check_began(error, child)
@@ -242,10 +243,12 @@ class SessionSupervisor(Crew):
     def _look(self) -> tuple[list[int | None], float]:
         """Do what is due, and return what to wait for; the keeper's thread calls this."""
         for sid, child in self._copy().items():
-            self._end_if_orphaned(sid, child)
-            with contextlib.suppress(*UNTOLD):
-                self._finish(sid, child)
-        pidfds = [child.pidfd for child in self._copy().values()]
+            # Until it has begun, its end is the failure of its start, which tells why.
+            if not child.starting:
+                self._end_if_orphaned(sid, child)
+                with contextlib.suppress(*UNTOLD):
+                    self._finish(sid, child)
+        pidfds = [child.pidfd for child in self._copy().values() if not child.starting]
         return pidfds, LOOK if None in pidfds else TICK
 
     def after_fork_in_child(self) -> None:
