@@ -24,7 +24,6 @@ from .crew import (
     ask_to_end,
     check_began,
     check_killed,
-    kill_late,
 )
 from .errors import IllegalTransition, SessionNotFound
 from .session import SessionStatus
@@ -185,7 +184,7 @@ class AsyncSessionSupervisor(Crew):
         await _wait_for_ends(stopped.values(), seconds)
         for sid, child in stopped.items():
             if not child.has_ended():
-                kill_late(sid, child, seconds)
+                self._kill_late(sid, child, seconds)
         await _wait_for_ends(stopped.values(), KILLED)
         async with contextlib.AsyncExitStack() as stack:
             # In the stack, so that each is seen to whatever becomes of the others.

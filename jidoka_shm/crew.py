@@ -253,11 +253,22 @@ class Crew:
         if child.orphaned is None:
             if child.stopping or self._has_session(sid):
                 return
-            log.warning("session %s is over: ending its process %d", sid, child.pid)
+            text = "registry %r: session %s is over: ending its process %d"
+            log.info(text, self.name, sid, child.pid, extra=self._extra(sid, child))
             child.orphaned, child.stopping = time.monotonic(), True
             ask_to_end(child)
         elif time.monotonic() >= child.orphaned + _GRACE and not child.has_ended():
-            kill_late(sid, child, _GRACE)
+            self._kill_late(sid, child, _GRACE)
+
+    def _kill_late(self, sid: UUID, child: Child, timeout: float) -> None:
+        """Kill a child that did not end within ``timeout`` seconds."""
+        text = "registry %r: process %d of session %s did not end within %g s: killing it"
+        extra = self._extra(sid, child)
+        log.warning(text, self.name, child.pid, sid, timeout, extra=extra)
+        child.signal(signal.SIGKILL)
+
+    def _extra(self, sid: UUID, child: Child) -> dict[str, object]:
+        return {"registry": self.name, "session_id": str(sid), "owner_pid": child.pid}
 
     def _has_session(self, sid: UUID) -> bool:
         try:
@@ -281,13 +292,6 @@ def ask_to_end(child: Child) -> None:
     """Have a child end by SIGTERM; one that is stopped (SIGSTOP) goes on to see it."""
     child.signal(signal.SIGTERM)
     child.signal(signal.SIGCONT)
-
-
-def kill_late(sid: UUID, child: Child, timeout: float) -> None:
-    """Kill a child that did not end within ``timeout`` seconds."""
-    text = "session %s: process %d did not end within %g s of SIGTERM and is killed"
-    log.warning(text, sid, child.pid, timeout)
-    child.signal(signal.SIGKILL)
 
 
 def check_killed(child: Child) -> None:

@@ -13,8 +13,11 @@ from typing import Final
 
 from .control import Identity
 
-#: How a process ends that was asked to, or may have: it is not always known.
-_ORDERLY: Final = ("ended", "exited with status 0", "was killed by signal 15 (SIGTERM)")
+#: How a process ends that has done its work, or was asked to end.
+WELL: Final = ("exited with status 0", "was killed by signal 15 (SIGTERM)")
+
+#: The same, and how one ends of which nothing is known.
+_ORDERLY: Final = ("ended", *WELL)
 
 
 def own_identity() -> Identity:

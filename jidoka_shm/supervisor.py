@@ -36,7 +36,6 @@ from .crew import (
     ask_to_end,
     check_began,
     check_killed,
-    kill_late,
 )
 from .errors import IllegalTransition, SessionNotFound
 from .keeper import Keeper
@@ -212,7 +211,7 @@ class SessionSupervisor(Crew):
         _wait_for_ends(stopped.values(), timeout)
         for sid, child in stopped.items():
             if not child.has_ended():
-                kill_late(sid, child, timeout)
+                self._kill_late(sid, child, timeout)
         _wait_for_ends(stopped.values(), KILLED)
         with contextlib.ExitStack() as stack:
             # In the stack, so that each is seen to whatever becomes of the others.

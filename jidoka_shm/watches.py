@@ -31,9 +31,6 @@ _LOOKED_AT: Final = 512
 #: Processes that one line of the log names.
 _NAMED: Final = 3
 
-#: The manner of an end that nobody needs to look into.
-_WELL: Final = "exited with status 0"
-
 #: Asks how a child ended and leaves it to be waited for by the code that made it.
 _ASK: Final = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
@@ -172,7 +169,7 @@ def log_ends(registry: str, errors: dict[Identity, str], sessions: int) -> None:
     named = ", ".join(islice(errors.values(), _NAMED)) + more
     pids = [owner.pid for owner in islice(errors, _NAMED)]
     extra = {"registry": registry, "owners": len(errors), "owner_pids": pids, "sessions": sessions}
-    if all(error == describe(owner, _WELL) for owner, error in errors.items()):
+    if all(error.endswith(processes.WELL) for error in errors.values()):
         log.info("registry %r: %s; sessions terminated: %d", registry, named, sessions, extra=extra)
     else:
         text = "registry %r: %s; sessions terminated: %d"

@@ -519,7 +519,7 @@ def test_what_does_not_end_in_time_is_killed(
     pid = manager[sid].pid
     supervisor.stop_session(sid, timeout=0.05)
     assert manager[sid].error == f"owner process {pid} was killed by signal 9 (SIGKILL)"
-    assert f"process {pid} did not end within 0.05 s of SIGTERM" in caplog.text
+    assert f"process {pid} of session {sid} did not end within 0.05 s: killing it" in caplog.text
 
 
 def test_a_process_that_ends_badly_when_it_is_stopped_says_so(
