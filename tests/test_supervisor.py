@@ -916,7 +916,7 @@ def test_a_forked_child_has_no_supervisor(
 
     def work() -> None:
         for call in calls:
-            with pytest.raises(ForkedHandle, match="this supervisor of"):
+            with pytest.raises(ForkedHandle, match="belongs to the parent"):
                 call()
         assert "forked" in repr(supervisor)
 
