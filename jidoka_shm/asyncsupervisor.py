@@ -202,8 +202,8 @@ class AsyncSessionSupervisor(Crew):
         """See to the end of a child, unless it lives still. May be repeated."""
         if not child.has_ended():
             return
-        if child.stopping:
-            child.signal(signal.SIGKILL)
+        # What is left of its group has no session any more.
+        child.signal(signal.SIGKILL)
         try:
             with contextlib.suppress(SessionNotFound):
                 await _done(self._handle.terminate_session(sid, error=child.error()))
@@ -221,7 +221,7 @@ class AsyncSessionSupervisor(Crew):
     async def _see_to(self, sid: UUID, child: Child) -> None:
         while not child.has_ended():
             self._end_if_orphaned(sid, child)
-            await _wait([child.copy_pidfd()], TICK)
+            await _wait([child.pidfd], TICK)
         with contextlib.suppress(*UNTOLD):
             await self._finish(sid, child)
 
@@ -240,7 +240,7 @@ async def _done(result: Any) -> None:  # noqa: ANN401 - what a client or a manag
 
 async def _begin(beginning: Beginning, child: Child) -> None:
     while not beginning.is_over():
-        await _wait([child.copy_pidfd(), child.copy_channel()], beginning.left())
+        await _wait([child.pidfd, child.channel], beginning.left())
 
 
 async def _wait_for_ends(children: Iterable[Child], seconds: float) -> None:
@@ -248,12 +248,13 @@ async def _wait_for_ends(children: Iterable[Child], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     for child in list(children):
         while not child.has_ended() and (left := deadline - time.monotonic()) > 0:
-            await _wait([child.copy_pidfd()], left)
+            await _wait([child.pidfd], left)
 
 
-async def _wait(copies: list[int | None], seconds: float) -> None:
-    """Wait until a descriptor is readable, for so long at most, and close them all."""
-    usable = [descriptor for descriptor in copies if descriptor is not None]
+async def _wait(descriptors: list[int | None], seconds: float) -> None:
+    """Wait until a descriptor is readable, for so long at most."""
+    # A loop calls one reader a descriptor, and several tasks may wait for one child.
+    copies = [descriptor for descriptor in map(_copy, descriptors) if descriptor is not None]
     loop = asyncio.get_running_loop()
     changed = loop.create_future()
 
@@ -261,13 +262,22 @@ async def _wait(copies: list[int | None], seconds: float) -> None:
         if not changed.done():
             changed.set_result(None)
 
-    timer = loop.call_later(min(seconds, LOOK) if len(usable) < len(copies) else seconds, wake)
+    is_told = len(copies) == len(descriptors)
+    timer = loop.call_later(seconds if is_told else min(seconds, LOOK), wake)
     try:
-        for descriptor in usable:
-            loop.add_reader(descriptor, wake)
+        for copy in copies:
+            loop.add_reader(copy, wake)
         await changed
     finally:
         timer.cancel()
-        for descriptor in usable:
-            loop.remove_reader(descriptor)
-            os.close(descriptor)
+        for copy in copies:
+            loop.remove_reader(copy)
+            os.close(copy)
+
+
+def _copy(descriptor: int | None) -> int | None:
+    """Return a copy of a descriptor, or None where there is none, or no more can be had."""
+    try:
+        return None if descriptor is None else os.dup(descriptor)
+    except OSError:
+        return None

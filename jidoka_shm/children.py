@@ -232,15 +232,13 @@ class Child:
         """A descriptor that is readable once the child has ended, or None where there is none."""
         return self._pidfd
 
-    def copy_pidfd(self) -> int | None:
-        """Return a copy, to be closed by who waits: others may let go of the child meanwhile."""
-        with self._lock:
-            return None if self._pidfd is None else _copy(self._pidfd)
-
-    def copy_channel(self) -> int | None:
-        """Return a copy of what is readable when ``hear`` has news."""
-        with self._lock:
-            return None if self._channel is None else _copy(self._channel.fileno())
+    @property
+    def channel(self) -> int | None:
+        """A descriptor that is readable when ``hear`` has news, or None once that is over."""
+        channel = self._channel
+        # -1 where another thread has just closed it.
+        descriptor = -1 if channel is None else channel.fileno()
+        return None if descriptor < 0 else descriptor
 
     def let_go(self) -> None:
         """Let go of it, in a forked child too. May be repeated."""
@@ -261,11 +259,3 @@ class Child:
 
     def __repr__(self) -> str:
         return f"Child({self.program.text}, pid={self.pid})"
-
-
-def _copy(descriptor: int) -> int | None:
-    """Return a copy of a descriptor, or None where no more can be had."""
-    try:
-        return os.dup(descriptor)
-    except OSError:
-        return None

@@ -60,7 +60,7 @@ def to_program(
         InvalidMetadata: for arguments of a callable that JSON does not hold.
         RuntimeError: where a callable's own module starts sessions while it is imported.
     """
-    environment = _check_environment(os.environ if env is None else env)
+    environment = dict(os.environ) if env is None else _check_environment(env)
     directory = _check_directory(cwd)
     command, text = _call(runs) if callable(runs) else _check_command(runs)
     if directory is not None and not Path(directory).is_dir():

@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-import os
 import select
 import signal
 import time
@@ -42,6 +41,7 @@ from .keeper import Keeper
 from .session import SessionStatus
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterable, Mapping
     from typing import Self
     from uuid import UUID
@@ -53,8 +53,9 @@ if TYPE_CHECKING:
     from .maps import Map
     from .programs import Runs
 
-#: How long to wait in one go, in seconds: poll(2) counts milliseconds in 32 bits.
-_LONGEST: Final = 3600.0
+#: How long to wait in one go, in seconds. Another thread may let go of a child that has ended, just
+#: before this one waits; its descriptor's number may be another file's then, and tells nothing.
+_LONGEST: Final = 1.0
 
 
 class SessionSupervisor(Crew):
@@ -152,7 +153,7 @@ class SessionSupervisor(Crew):
 
     def _await(self, beginning: Beginning, child: Child) -> None:
         while not beginning.is_over():
-            _wait([child.copy_pidfd(), child.copy_channel()], beginning.left())
+            _wait([child.pidfd, child.channel], beginning.left())
 
     def _give_up(self, sid: UUID, child: Child) -> None:
         """Leave nothing of a start that failed."""
@@ -229,8 +230,8 @@ class SessionSupervisor(Crew):
         """See to the end of a child, unless it lives still. May be repeated, by several threads."""
         if not child.has_ended():
             return
-        if child.stopping:
-            child.signal(signal.SIGKILL)
+        # What is left of its group has no session any more.
+        child.signal(signal.SIGKILL)
         try:
             with contextlib.suppress(SessionNotFound):
                 self._handle.terminate_session(sid, error=child.error())
@@ -267,18 +268,15 @@ def _wait_for_ends(children: Iterable[Child], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     for child in children:
         while not child.has_ended() and (left := deadline - time.monotonic()) > 0:
-            _wait([child.copy_pidfd()], left)
+            _wait([child.pidfd], left)
 
 
-def _wait(copies: list[int | None], seconds: float) -> None:
-    """Wait until a descriptor is readable, for so long at most, and close them all."""
-    usable = [descriptor for descriptor in copies if descriptor is not None]
-    try:
-        poll = select.poll()
-        for descriptor in usable:
+def _wait(descriptors: list[int | None], seconds: float) -> None:
+    """Wait until a descriptor is readable, for so long at most."""
+    poll, longest = select.poll(), _LONGEST
+    for descriptor in descriptors:
+        if descriptor is None:
+            longest = LOOK
+        else:
             poll.register(descriptor, select.POLLIN)
-        longest = LOOK if len(usable) < len(copies) else _LONGEST
-        poll.poll(math.ceil(min(seconds, longest) * 1000))
-    finally:
-        for descriptor in usable:
-            os.close(descriptor)
+    poll.poll(math.ceil(min(seconds, longest) * 1000))

@@ -541,8 +541,9 @@ def test_a_stop_reaches_what_the_process_has_started(
     wait_until(lambda: processes_with(name) == set())
 
 
-def test_what_a_stopped_process_leaves_behind_is_killed(
-    name: str, supervisor: SessionSupervisor, tmp_path: Path
+@pytest.mark.parametrize("end", ["stopped", "killed"])
+def test_what_a_process_leaves_behind_is_killed(
+    manager: SessionManager, supervisor: SessionSupervisor, tmp_path: Path, end: str
 ) -> None:
     code = "import subprocess, sys; subprocess.Popen(sys.argv[1:])" + READY
     left = python(
@@ -551,8 +552,11 @@ def test_what_a_stopped_process_leaves_behind_is_killed(
     with (tmp_path / "out").open("w") as out:
         sid = start(supervisor, code, *left, stdout=out)
         lines(tmp_path / "out")
-    supervisor.stop_session(sid, timeout=60)
-    wait_until(lambda: processes_with(name) == set())
+    if end == "stopped":
+        supervisor.stop_session(sid, timeout=60)
+    else:
+        os.kill(manager[sid].pid or 0, signal.SIGKILL)
+    wait_until(lambda: processes_with(manager.name) == set())
 
 
 def test_a_suspended_process_goes_on_to_end(
@@ -801,7 +805,7 @@ def test_a_close_in_the_middle_of_a_start_ends_both(
     assert processes_with(name) == set()
 
 
-@pytest.mark.parametrize("number", range(5, 250, 10))
+@pytest.mark.parametrize("number", range(5, 600, 24))
 def test_a_signal_handler_may_close_at_any_line_of_a_start(
     manager: SessionManager, name: str, number: int
 ) -> None:
@@ -817,7 +821,7 @@ def test_a_signal_handler_may_close_at_any_line_of_a_start(
 
 # One end of a pair that was made and not yet kept is closed by its collection, with a warning.
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-@pytest.mark.parametrize("number", range(0, 250, 10))
+@pytest.mark.parametrize("number", range(0, 600, 24))
 def test_an_interrupt_at_any_line_of_a_start_leaves_nothing(
     manager: SessionManager, name: str, number: int
 ) -> None:
@@ -832,6 +836,23 @@ def test_an_interrupt_at_any_line_of_a_start_leaves_nothing(
             stop_at_line(number, work, interrupt)
     wait_until(lambda: manager.list_sessions() == [])
     assert processes_with(name) == set()
+
+
+@pytest.mark.parametrize("number", range(3, 400, 40))
+def test_an_interrupt_at_any_line_of_a_stop_can_be_followed_by_another_stop(
+    manager: SessionManager, name: str, number: int
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    gc.collect()
+    with SessionSupervisor(manager) as supervisor:
+        sid = supervisor.start_session(SLEEP, ready=False)
+        with suppress(KeyboardInterrupt):
+            stop_at_line(number, lambda: supervisor.stop_session(sid), interrupt)
+        supervisor.stop_session(sid)
+        assert processes_with(name) == set()
+    wait_until(lambda: manager.list_sessions() == [])
 
 
 # ---------------------------------------------------------------------------- clients
