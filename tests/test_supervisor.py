@@ -399,6 +399,31 @@ def test_a_process_that_is_not_ready_in_time_is_killed(
     assert processes_with(manager.name) == set()
 
 
+@pytest.mark.parametrize("ready", [True, False])
+def test_the_end_of_a_start_is_seen_to_by_who_starts(
+    manager: SessionManager,
+    supervisor: SessionSupervisor,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    ready: bool,
+) -> None:
+    is_over = crew.Beginning.is_over
+
+    def come_after_the_keeper(beginning: crew.Beginning) -> bool:
+        wait_until(beginning._child.has_ended)
+        supervisor._look()
+        return is_over(beginning)
+
+    monkeypatch.setattr(crew.Beginning, "is_over", come_after_the_keeper)
+    if ready:
+        with pytest.raises(SessionNotStarted, match="exited with status 3") as failed:
+            supervisor.start_session(["sh", "-c", "sleep 1000 & exit 3"])
+        assert failed.value.exit_status == 3
+        wait_until(lambda: processes_with(manager.name) == set())
+    else:
+        supervisor.start_session(["true"], ready=False)
+
+
 def test_a_program_that_is_over_at_once_was_started_all_the_same(
     manager: SessionManager, supervisor: SessionSupervisor
 ) -> None:
@@ -562,7 +587,8 @@ def test_what_a_process_leaves_behind_is_killed(
 def test_a_suspended_process_goes_on_to_end(
     manager: SessionManager, supervisor: SessionSupervisor
 ) -> None:
-    sid = start(supervisor, READY)
+    # One that has a handler: the kernel itself ends one that has none.
+    sid = start(supervisor, "import signal, sys; signal.signal(15, lambda *_: sys.exit())" + READY)
     os.kill(manager[sid].pid or 0, signal.SIGSTOP)
     supervisor.stop_session(sid, timeout=60)
     assert manager[sid].error is None
