@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from agents import SLEEP, error_of, is_running, processes_with, python
+from agents import ENVIRONMENT, SLEEP, error_of, is_running, processes_with, python
 from host import exit_code, forked, stop_at_line
 from support import wait_until
 
@@ -145,10 +145,7 @@ signal.pause()
 
     def live() -> None:
         with (tmp_path / "out").open("w") as out:
-            root = str(Path(__file__).parents[1])
-            SessionSupervisor(Killed(name)).start_session(
-                python(code), stdout=out, env=os.environ | {"PYTHONPATH": root}
-            )
+            SessionSupervisor(Killed(name)).start_session(python(code), stdout=out, env=ENVIRONMENT)
 
     assert exit_code(forked(live)) == -signal.SIGKILL
     wait_until((tmp_path / "out").read_text)
