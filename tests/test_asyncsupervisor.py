@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import threading
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from agents import ENVIRONMENT, READY, SLEEP, STUBBORN, is_running, lines, proce
 from host import in_child
 
 from jidoka_shm import (
+    AsyncSessionClient,
     AsyncSessionSupervisor,
     ForkedHandle,
     RecordTooLarge,
@@ -41,8 +43,8 @@ if TYPE_CHECKING:
 LIMIT = 60.0
 
 
-class Awaited:
-    """What an asyncio client is to a supervisor: changes to be awaited, over a manager."""
+class Failing:
+    """An asyncio client as a supervisor sees it, whose changes fail from when a test says so."""
 
     def __init__(self, manager: SessionManager) -> None:
         self._manager = manager
@@ -70,8 +72,8 @@ class Awaited:
 
 @pytest.fixture
 def manager(name: str) -> Iterator[SessionManager]:
-    """A manager in whose registry what is terminated stays visible."""
-    with SessionManager(name, capacity=64, cleanup_delay=3600) as made:
+    """A manager in whose registry what is terminated stays visible, and which answers clients."""
+    with SessionManager(name, capacity=64, cleanup_delay=3600, listen=True) as made:
         yield made
         made.unlink()
 
@@ -79,7 +81,7 @@ def manager(name: str) -> Iterator[SessionManager]:
 @pytest.fixture(params=["manager", "client"])
 def handle(request: pytest.FixtureRequest, manager: SessionManager) -> Any:  # noqa: ANN401 - either
     """What a supervisor takes."""
-    return manager if request.param == "manager" else Awaited(manager)
+    return manager if request.param == "manager" else AsyncSessionClient(manager.name)
 
 
 def run(
@@ -90,10 +92,13 @@ def run(
     before = threading.enumerate()
 
     async def supervised() -> None:
-        async with AsyncSessionSupervisor(handle) as supervisor:
+        async with AsyncExitStack() as stack:
+            if isinstance(handle, AsyncSessionClient):
+                await stack.enter_async_context(handle)
+            supervisor = await stack.enter_async_context(AsyncSessionSupervisor(handle))
             await asyncio.wait_for(work(supervisor), LIMIT)
             assert threading.enumerate() == before
-        assert len(asyncio.all_tasks()) == 1
+        assert supervisor._tasks == set()
 
     asyncio.run(supervised())
 
@@ -288,7 +293,7 @@ def test_where_pidfds_are_refused_ends_are_looked_for(
 
 
 def test_a_stop_that_cannot_be_told_of_is_a_stop_all_the_same(manager: SessionManager) -> None:
-    handle = Awaited(manager)
+    handle = Failing(manager)
 
     async def work(supervisor: AsyncSessionSupervisor) -> None:
         sid = await supervisor.start_session(SLEEP, ready=False)

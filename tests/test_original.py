@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import os
@@ -19,6 +20,7 @@ from host import Script, exit_code, forked, run_script
 from support import wait_until
 
 from jidoka_shm import (
+    AsyncSessionClient,
     IllegalTransition,
     RegistryFull,
     Session,
@@ -321,6 +323,25 @@ def test_b18_a_client_has_the_same_calls_anywhere(keeping: SessionManager, name:
     """
     sid = UUID(run_script(code, name).strip())
     assert keeping.get_session_status(sid) is TERMINATED
+
+
+def test_b18_an_async_client_has_the_same_calls_anywhere(
+    keeping: SessionManager, name: str
+) -> None:
+    async def call() -> UUID:
+        async with AsyncSessionClient(name) as client:
+            sid = await client.create_session(metadata={"a": 1}, llm_config={"b": 2})
+            await client.update_session(sid, status="active")
+            info = client.get_session_info(sid)
+            assert (info.status, info.metadata, info.llm_config) == ("active", {"a": 1}, {"b": 2})
+            assert client.get_session_pid(sid) is None
+            assert [session.session_id for session in client.list_sessions()] == [sid]
+            await client.terminate_session(sid)
+            with pytest.raises(SessionNotFound):
+                client.get_session_pid(sid)
+            return sid
+
+    assert keeping.get_session_status(asyncio.run(call())) is TERMINATED
 
 
 # ---------------------------------------------------------------------------- faults
