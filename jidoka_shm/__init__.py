@@ -59,9 +59,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "AsyncPipeline": "pipeline",
     "AsyncSessionClient": "asyncclient",
+    "AsyncSessionSupervisor": "asyncsupervisor",
     "Change": "differences",
     "ChangeKind": "differences",
-    "AsyncSessionSupervisor": "asyncsupervisor",
     "Pipeline": "pipeline",
     "Recovery": "recovery",
     "Session": "session",
@@ -78,9 +78,9 @@ _HOMES = {
 __all__ = [
     "AsyncPipeline",
     "AsyncSessionClient",
+    "AsyncSessionSupervisor",
     "Change",
     "ChangeKind",
-    "AsyncSessionSupervisor",
     "CorruptRegistry",
     "DirectoryForbidden",
     "ForeignLoop",

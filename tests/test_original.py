@@ -344,6 +344,28 @@ def test_b18_an_async_client_has_the_same_calls_anywhere(
     assert keeping.get_session_status(asyncio.run(call())) is TERMINATED
 
 
+def test_b19_what_becomes_of_sessions_is_told_to_all_and_of_each(
+    keeping: SessionManager, name: str
+) -> None:
+    with SessionReader(name) as one, SessionReader(name) as other:
+        listening = [each.changes(timeout=60) for each in (one, other)]
+        sid = keeping.create_session()
+        seen = [[next(each)] for each in listening]
+        keeping.update_session(sid, status="active")
+        for each, got in zip(listening, seen, strict=True):
+            got.append(next(each))
+        keeping.terminate_session(sid)
+        for each, got in zip(listening, seen, strict=True):
+            got.append(next(each))
+    expected = [
+        (sid, "created", "initializing"),
+        (sid, "updated", "active"),
+        (sid, "terminated", "terminated"),
+    ]
+    for got in seen:
+        assert [(one.session.session_id, one.kind, one.session.status) for one in got] == expected
+
+
 # ---------------------------------------------------------------------------- faults
 
 
