@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .asyncclient import AsyncSessionClient
+    from .asyncsupervisor import AsyncSessionSupervisor
     from .client import SessionClient
     from .differences import Change, ChangeKind
     from .errors import (
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
         RegistryNotFound,
         SessionExists,
         SessionNotFound,
+        SessionNotStarted,
+        SessionNotSupervised,
         UnsupportedPlatform,
         VersionConflict,
         WriterAlreadyRunning,
@@ -45,8 +48,10 @@ if TYPE_CHECKING:
     from .manager import SessionManager
     from .pipeline import AsyncPipeline, Pipeline
     from .reader import SessionReader
+    from .ready import session_ready
     from .recovery import Recovery
     from .session import Session, SessionStatus
+    from .supervisor import SessionSupervisor
 
 __version__ = "0.1.0"
 
@@ -54,6 +59,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AsyncPipeline": "pipeline",
     "AsyncSessionClient": "asyncclient",
+    "AsyncSessionSupervisor": "asyncsupervisor",
     "Change": "differences",
     "ChangeKind": "differences",
     "Pipeline": "pipeline",
@@ -63,13 +69,16 @@ _HOMES = {
     "SessionManager": "manager",
     "SessionReader": "reader",
     "SessionStatus": "session",
+    "SessionSupervisor": "supervisor",
     "Sessions": "handles",
     "Stats": "handles",
+    "session_ready": "ready",
 }
 
 __all__ = [
     "AsyncPipeline",
     "AsyncSessionClient",
+    "AsyncSessionSupervisor",
     "Change",
     "ChangeKind",
     "CorruptRegistry",
@@ -97,14 +106,18 @@ __all__ = [
     "SessionExists",
     "SessionManager",
     "SessionNotFound",
+    "SessionNotStarted",
+    "SessionNotSupervised",
     "SessionReader",
     "SessionStatus",
+    "SessionSupervisor",
     "Sessions",
     "Stats",
     "UnsupportedPlatform",
     "VersionConflict",
     "WriterAlreadyRunning",
     "WriterUnavailable",
+    "session_ready",
 ]
 
 

@@ -17,6 +17,8 @@
     |-- WriterAlreadyRunning                   one writer a registry, and it lives
     |-- WriterUnavailable (ConnectionError)    no writer answers
     |-- OwnerNotAlive (ValueError)             the owner process is gone already
+    |-- SessionNotStarted                      a session's process did not begin, or get ready
+    |-- SessionNotSupervised                   this supervisor runs no such session
     |-- RegistryForbidden (PermissionError)    it belongs to another user
     |-- DirectoryForbidden (PermissionError)   the service's directory is not this user's
     |-- UnsupportedPlatform (OSError)          not Linux
@@ -341,6 +343,44 @@ class OwnerNotAlive(JidokaError, ValueError):
 
 
 @dataclass(eq=False, repr=False)
+class SessionNotStarted(JidokaError):
+    """A session's process could not be started, or ended or took too long before it was ready.
+
+    Attributes:
+        program: what was to run, shortened, as text.
+        reason: what went wrong.
+        exit_status: its exit status, or minus the signal that ended it, where it had begun.
+    """
+
+    program: str
+    reason: str
+    exit_status: int | None = None
+
+    def __str__(self) -> str:
+        return (
+            f"no session runs {self.program}: {self.reason}; nothing is left of it, so mend that "
+            "and start it again"
+        )
+
+
+@dataclass(eq=False, repr=False)
+class SessionNotSupervised(JidokaError):
+    """This supervisor runs no process of this session.
+
+    Attributes:
+        session_id: the id that was given.
+    """
+
+    session_id: UUID
+
+    def __str__(self) -> str:
+        return (
+            f"session {self.session_id} has no process here: it has ended, or was started in "
+            "another way; stop it where it was started, or end it with terminate_session"
+        )
+
+
+@dataclass(eq=False, repr=False)
 class RegistryForbidden(JidokaError, PermissionError):
     """The registry belongs to another user.
 
@@ -405,7 +445,7 @@ class UnsupportedPlatform(JidokaError, OSError):
 
 @dataclass(eq=False, repr=False)
 class ForkedHandle(JidokaError):
-    """A manager or async client was used in a process forked from the one that opened it.
+    """A manager, supervisor or async client was used in a process forked from its own.
 
     Attributes:
         name: the registry's name.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,12 @@ from .control import Identity
 
 #: What keeps a process from looking, and says nothing of whom it would look at.
 _CANNOT_LOOK: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+#: How a process ends that has done its work, or was asked to end.
+WELL: Final = ("exited with status 0", "was killed by signal 15 (SIGTERM)")
+
+#: The same, and how one ends of which nothing is known.
+_ORDERLY: Final = ("ended", *WELL)
 
 
 def own_identity() -> Identity:
@@ -76,6 +83,36 @@ def is_alive(identity: Identity) -> bool | None:
         return _start_time(identity.pid) == identity.start
     except OSError:
         return None if _exists(identity.pid) else False
+
+
+def describe_end(found: os.waitid_result | None) -> str:
+    """Return how a process ended, as ``waitid`` says it; None where it does not say."""
+    if found is None:
+        return "ended"
+    if found.si_code == os.CLD_EXITED:
+        return f"exited with status {found.si_status}"
+    return f"was killed by signal {_signal_text(found.si_status)}"
+
+
+def describe_owner(pid: int, manner: str) -> str:
+    """Return the error of a session whose owner ended in some manner."""
+    return f"owner process {pid} {manner}"
+
+
+def is_orderly(manner: str) -> bool:
+    """Return whether a process that ended in some manner may have ended because it was asked to.
+
+    An ``error`` that ends with the manner will do as well.
+    """
+    return manner.endswith(_ORDERLY)
+
+
+def _signal_text(number: int) -> str:
+    try:
+        return f"{number} ({signal.Signals(number).name})"
+    except ValueError:
+        # One of the real-time signals, most of which have no name.
+        return f"{number}"
 
 
 def _exists(pid: int) -> bool:

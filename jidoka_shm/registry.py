@@ -38,8 +38,7 @@ _TERMINATED: Final = SessionStatus.TERMINATED
 #: What the record of an expired session says.
 EXPIRED: Final = "expired"
 
-#: Sessions that one call of ``expire`` or ``owner_ended`` handles, so that other callers get
-#: their turn.
+#: Sessions that one call of ``expire`` or ``owner_ended`` handles, so that others get a turn.
 BATCH: Final = 256
 
 
@@ -230,13 +229,16 @@ class Registry:
                 # As above.
                 self.owners.set(session_id.int, None)
 
-    def owner_ended(self, owner: Identity, error: str, now: Instant, *, limit: int = BATCH) -> int:
+    def owner_ended(
+        self, owner: Identity, error: str, now: Instant, *, asked: bool = False, limit: int = BATCH
+    ) -> int:
         """Terminate sessions of an owner process that ended.
 
         Args:
             owner: the process.
             error: how it ended, for the sessions to say.
             now: the time.
+            asked: whether in a way that is no error of a session that is terminating.
             limit: how many sessions at most, so that other callers get their turn.
 
         Returns:
@@ -244,8 +246,9 @@ class Registry:
         """
         keys = self.owners.sessions_of(owner, limit)
         for key in keys:
-            if self.table.look_up(UUID(int=key)) is not None:
-                self.terminate(UUID(int=key), error=error, now=now)
+            if (found := self.table.look_up(UUID(int=key))) is not None:
+                is_told = not asked or found[2].status is not SessionStatus.TERMINATING
+                self.terminate(UUID(int=key), error=error if is_told else None, now=now)
             self.owners.set(key, None)
         return len(keys)
 
@@ -289,8 +292,7 @@ class Registry:
         found = self.table.find(session_id, self.table.slots.copy_whole_verified)
         if found is None:
             raise SessionNotFound(session_id)
-        entry, word, copy = found
-        return entry, self.table.make_session(session_id, entry, word, copy)
+        return found[0], self.table.make_session(session_id, *found)
 
     def _live(self, session_id: UUID) -> tuple[int, Session]:
         entry, session = self._visible(session_id)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from collections import OrderedDict
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -31,9 +30,6 @@ _LOOKED_AT: Final = 512
 
 #: Processes that one line of the log names.
 _NAMED: Final = 3
-
-#: The manner of an end that nobody needs to look into.
-_WELL: Final = "exited with status 0"
 
 #: Asks how a child ended and leaves it to be waited for by the code that made it.
 _ASK: Final = os.WEXITED | os.WNOHANG | os.WNOWAIT
@@ -158,7 +154,7 @@ def is_dead(owner: Identity) -> bool:
 
 def describe(owner: Identity, manner: str) -> str:
     """Return the error of a session whose owner ended in some manner."""
-    return f"owner process {owner.pid} {manner}"
+    return processes.describe_owner(owner.pid, manner)
 
 
 def log_ends(registry: str, errors: dict[Identity, str], sessions: int) -> None:
@@ -173,7 +169,7 @@ def log_ends(registry: str, errors: dict[Identity, str], sessions: int) -> None:
     named = ", ".join(islice(errors.values(), _NAMED)) + more
     pids = [owner.pid for owner in islice(errors, _NAMED)]
     extra = {"registry": registry, "owners": len(errors), "owner_pids": pids, "sessions": sessions}
-    if all(error == describe(owner, _WELL) for owner, error in errors.items()):
+    if all(error.endswith(processes.WELL) for error in errors.values()):
         log.info("registry %r: %s; sessions terminated: %d", registry, named, sessions, extra=extra)
     else:
         text = "registry %r: %s; sessions terminated: %d"
@@ -191,19 +187,7 @@ def _manner(descriptor: int) -> str:
     except ChildProcessError:
         # Somebody else's child, or it has been waited for.
         found = None
-    if found is None:
-        return "ended"
-    if found.si_code == os.CLD_EXITED:
-        return f"exited with status {found.si_status}"
-    return f"was killed by signal {_signal_text(found.si_status)}"
-
-
-def _signal_text(number: int) -> str:
-    try:
-        return f"{number} ({signal.Signals(number).name})"
-    except ValueError:
-        # One of the real-time signals, most of which have no name.
-        return f"{number}"
+    return processes.describe_end(found)
 
 
 def _nobody() -> None:

@@ -12,7 +12,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
-from . import ownership
+from . import ownership, processes
 from .attachment import detached
 from .errors import (
     CorruptRegistry,
@@ -193,7 +193,8 @@ class SessionWrites(SessionReads):
         room = BATCH
         while self._ended and room > 0:
             owner, error = next(iter(self._ended.items()))
-            done = self._registry.owner_ended(owner, error, _now(), limit=room)
+            asked = processes.is_orderly(error)
+            done = self._registry.owner_ended(owner, error, _now(), asked=asked, limit=room)
             if done < room:
                 del self._ended[owner]
             room -= done

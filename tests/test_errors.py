@@ -34,6 +34,8 @@ from jidoka_shm.errors import (
     RegistryNotFound,
     SessionExists,
     SessionNotFound,
+    SessionNotStarted,
+    SessionNotSupervised,
     UnsupportedPlatform,
     VersionConflict,
     WriterAlreadyRunning,
@@ -66,6 +68,9 @@ CASES: list[tuple[JidokaError, str]] = [
     (WriterUnavailable("agents", outcome_unknown=True), "may or may not have been made"),
     (WriterUnavailable("agents", reason="it does not listen"), "that answers"),
     (OwnerNotAlive(4242), "pass the pid of a running process, or None"),
+    (SessionNotStarted("['agent']", "it exited with status 3", 3), "start it again"),
+    (SessionNotStarted("agent:main", "it took too long"), "start it again"),
+    (SessionNotSupervised(ID), "stop it where it was started"),
     (RegistryForbidden("agents", 1000), "mode=0o640"),
     (RegistryForbidden("agents", None), "another user"),
     (DirectoryForbidden("/tmp/d", 1000), "set XDG_RUNTIME_DIR to"),  # noqa: S108 - a text

@@ -255,6 +255,20 @@ def test_the_end_of_an_owner_ends_its_sessions_and_no_others() -> None:
     assert registry.table.check() == []
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_an_owner_that_was_asked_to_end_leaves_no_error_in_what_was_terminating(
+    *, asked: bool
+) -> None:
+    registry = _registry()
+    for key, status in enumerate([None, "ACTIVE", "TERMINATING"]):
+        _create(registry, key, ANN)
+        if status:
+            registry.update(UUID(int=key), status=SessionStatus[status], now=at(0))
+    assert registry.owner_ended(ANN, "it ended", at(100), asked=asked) == 3
+    expected = ["it ended", "it ended", None if asked else "it ended"]
+    assert [_error_of(registry, key) for key in range(3)] == expected
+
+
 def test_the_end_of_one_that_owns_nothing_ends_nothing() -> None:
     registry = _registry()
     _create(registry, 1, ANN)

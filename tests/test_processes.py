@@ -245,3 +245,30 @@ def test_a_number_that_no_pid_can_be_is_nobody(pid: int) -> None:
 def test_two_namespaces_that_are_unknown_are_not_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "own_namespace", lambda: 0)
     assert processes.is_alive(Identity(os.getpid(), 1, 0)) is None
+
+
+# ---------------------------------------------------------------------------- ends
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "orderly"),
+    [
+        (0, "exited with status 0", True),
+        (10, "exited with status 10", False),
+        (-15, "was killed by signal 15 (SIGTERM)", True),
+        (-9, "was killed by signal 9 (SIGKILL)", False),
+        (-40, "was killed by signal 40", False),
+    ],
+)
+def test_an_end_has_its_words(code: int, text: str, *, orderly: bool) -> None:
+    pid = forked(lambda: os._exit(code) if code >= 0 else os.kill(os.getpid(), -code))
+    found = os.waitid(os.P_PID, pid, os.WEXITED)
+    assert processes.describe_end(found) == text
+    assert processes.is_orderly(processes.describe_owner(pid, text)) is orderly
+
+
+def test_an_end_of_which_nothing_is_known_may_have_been_orderly() -> None:
+    assert processes.describe_end(None) == "ended"
+    assert processes.is_orderly(processes.describe_owner(5, "ended"))
+    # Of a process that was gone when it was looked for, nobody can tell.
+    assert not processes.is_orderly(processes.describe_owner(5, "is gone"))
