@@ -197,7 +197,7 @@ def test_a_record_one_byte_too_large_is_refused_and_changes_nothing(
     before = state_of(writer)
     with pytest.raises(RecordTooLarge) as caught:
         writer.replace(5, made) if change == "replace" else writer.insert(made)
-    assert caught.value.args == (limit + 1, limit)
+    assert caught.value.args == (limit + 1, limit, "slot")
     assert state_of(writer) == before
 
 
