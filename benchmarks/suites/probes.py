@@ -1,27 +1,35 @@
 """How many index words a look-up loads, after many random removals and creations in a full table.
 
-    python benchmarks/probes.py [--changes N] [--capacity N]
-
 A table in plain memory, filled to its capacity, loses a random session and gets a new one, over
 and over. A hit loads the words from its home entry to its own; a miss, those from its home entry
-to the end of the home's reach. Both are counted over the whole table, not sampled.
+to the end of the home's reach. Both are counted over the whole table, not sampled; nothing is
+timed.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 import numpy as np
 
+from benchmarks.figures import Figure
 from jidoka_shm.control import ControlWriter, Identity
 from jidoka_shm.layout import CONTROL_SIZE, Geometry
 from jidoka_shm.session import Session
 from jidoka_shm.writer import TableWriter
 
-#: Lines of the report.
-LINES = 10
+if TYPE_CHECKING:
+    from benchmarks.bench import Bench
+    from benchmarks.figures import Ratio
+
+NAME: Final = "probes"
+
+RATIOS: Final[tuple[Ratio, ...]] = ()
+
+#: How often they are counted after the first time.
+LINES: Final = 10
 
 
 class Churn:
@@ -64,21 +72,32 @@ class Churn:
         return miss, hit / len(self.ids)
 
 
-def main() -> None:
-    """Change and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--changes", type=int, default=10_000_000)
-    parser.add_argument("--capacity", type=int, default=16_384)
-    options = parser.parse_args()
-    churn = Churn(options.capacity, seed=1)
-    print("changes       a miss loads  a hit loads")
+def steps(bench: Bench) -> int:
+    """Return how often the words are counted."""
+    del bench
+    return LINES + 1
+
+
+def run(bench: Bench) -> list[Figure]:
+    """Change and count."""
+    churn = Churn(bench.effort.sessions, seed=1)
+    figures: list[Figure] = []
     for line in range(LINES + 1):
-        miss, hit = churn.loads()
-        print(f"{line * options.changes // LINES:>10,}  {miss:>12.3f}  {hit:>11.3f}")
+        made = line * bench.effort.changes // LINES
+        for row, value in zip(("a miss loads", "a hit loads"), churn.loads(), strict=True):
+            figures.append(
+                Figure(
+                    suite=NAME,
+                    row=row,
+                    system="jidoka_shm",
+                    unit="words",
+                    values=[[value]],
+                    axis="changes",
+                    at=made,
+                )
+            )
+        bench.advance()
         if line < LINES:
-            for _ in range(options.changes // LINES):
+            for _ in range(bench.effort.changes // LINES):
                 churn.change()
-
-
-if __name__ == "__main__":
-    main()
+    return figures
