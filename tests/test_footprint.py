@@ -57,7 +57,7 @@ def test_a_reader_takes_little_memory_of_its_own(name: str) -> None:
 
 
 def test_look_ups_stay_short_in_a_full_table_that_changes_for_ever() -> None:
-    """D5: no removal leaves anything behind; benchmarks/probes.py makes ten million changes."""
+    """D5: no removal leaves anything behind; `python -m benchmarks probes` makes ten million."""
     capacity, chance = 2000, random.Random(4)
     writer = make_writer(capacity, 128)
     keys = [chance.getrandbits(128) for _ in range(capacity)]
