@@ -47,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Failed as error:
         Console(stderr=True).print(f"benchmarks: {error}", markup=False)
         return 1
+    except KeyboardInterrupt:
+        # The workers have been interrupted as well, and have put away what they held.
+        return 130
     if options.json:
         report.save(options.json)
     show(report, console, options.plots)

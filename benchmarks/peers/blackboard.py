@@ -51,6 +51,7 @@ class Blackboard(Peer):
     largest: ClassVar[int | None] = 1_000
 
     _made: Any = None
+    _is_maker = False
 
     def __init__(self, place: str, ids: Sequence[UUID]) -> None:
         super().__init__(place, ids)
@@ -65,6 +66,8 @@ class Blackboard(Peer):
 
     def make(self) -> None:
         """Make all keys, and the writer."""
+        # First, as it takes long and may be interrupted.
+        self._is_maker = True
         creator = self.service.blackboard_creator(Key).max_readers(READERS).max_nodes(READERS)
         for key in self.ids:
             creator = creator.add(_key(key), _value(records.make_record(key)))
@@ -79,7 +82,6 @@ class Blackboard(Peer):
 
     def close(self) -> None:
         """Let go of everything; the last process that does so removes it."""
-        made = self._made is not None
         for each in (
             "handles",
             "written",
@@ -91,7 +93,7 @@ class Blackboard(Peer):
             "node",
         ):
             vars(self).pop(each, None)
-        for path in self.place.parent.parent.glob(f"{self._prefix}*") if made else ():
+        for path in self.place.parent.parent.glob(f"{self._prefix}*") if self._is_maker else ():
             path.unlink()
 
     def shared_bytes(self) -> int:
