@@ -19,7 +19,7 @@ from benchmarks.bench import FULL, QUICK, Bench
 from benchmarks.crew import Failed
 from benchmarks.figures import Report, load
 from benchmarks.suites import SUITES
-from benchmarks.tables import tables
+from benchmarks.tables import make_console, tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from benchmarks.bench import Effort
 
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where shared memory is, as POSIX has it
-
-
-#: Columns of what is printed into a file.
-WIDTH: Final = 140
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,12 +65,6 @@ def show_file(arguments: Sequence[str]) -> int:
         return 2
     show(report, make_console(), options.plots)
     return 0
-
-
-def make_console() -> Console:
-    """Return a console that shows tables whole in a file as well."""
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.figures import OWN, Figure, load, middle
-from benchmarks.tables import number, place
+from benchmarks.tables import make_console, number, place
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str]) -> int:
     except (OSError, ValueError) as error:
         Console(stderr=True).print(f"benchmarks: {error}", markup=False)
         return 2
-    show(old, new, Console())
+    show(old, new, make_console())
     return 0
 
 
@@ -113,6 +113,10 @@ def show(old: Report, new: Report, console: Console) -> None:
     for name, report in (("old", old), ("new", new)):
         said = ", ".join(f"{key} {value}" for key, value in report.environment.items())
         console.print(f"{name}: {said}", markup=False, highlight=False)
+    for name in old.options.keys() & new.options.keys() - {"suites"}:
+        if old.options[name] != new.options[name]:
+            said = f"{old.options[name]} and {new.options[name]}"
+            console.print(f"not the same was measured: {name} {said}", markup=False)
     found = changes(old, new)
     own = [change for change in found if change.is_own]
     console.print(table(own))

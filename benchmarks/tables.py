@@ -6,6 +6,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
+from rich.console import Console
 from rich.table import Table
 
 from benchmarks.figures import OWN, Figure, middle, ratio
@@ -15,8 +16,16 @@ if TYPE_CHECKING:
 
     from benchmarks.figures import Middle, Ratio, Report
 
+#: Columns of what is printed into a file.
+WIDTH: Final = 140
 #: From so much on, a number is shown without a fraction.
 WHOLE: Final = 100
+
+
+def make_console() -> Console:
+    """Return a console that shows tables whole in a file as well."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
 
 
 def tables(report: Report, suite: str) -> Iterator[Table]:

@@ -27,6 +27,7 @@ from benchmarks import companion, compare, environment, figures, peers, records,
 from benchmarks.bench import Bench, Effort
 from benchmarks.crew import Failed, Member
 from benchmarks.figures import Figure, Ratio, Report
+from benchmarks.peers.own import Embedded
 from benchmarks.suites import SUITES, listing, probes, read, scaling
 from benchmarks.suites import write as writes
 from benchmarks.worker import QUANTILES, Order
@@ -244,6 +245,28 @@ def test_a_system_that_fails_is_left_out_and_the_rest_goes_on(
     assert {figure.system for figure in found} == {"jidoka_shm", "dict"}
 
 
+def test_what_a_reader_keeps_is_what_a_repeated_look_up_finds(folder: Path) -> None:
+    """Though another row has changed every session meanwhile."""
+    place = folder / "place"
+    place.mkdir()
+    ids = records.make_ids(10)
+    peer = Embedded(str(place), ids)
+    try:
+        peer.make()
+        peer.attach()
+        peer.before_update(ids)
+        peer.update(ids)
+        peer.before_repeated(ids)
+        kept = [peer.reader.get_session_info(key) for key in ids]
+        assert all(
+            peer.reader.get_session_info(key) is was for key, was in zip(ids, kept, strict=True)
+        )
+        assert peer.reader.stats().cached == len(ids)
+        assert {session.status for session in kept} == {"idle"}
+    finally:
+        peer.close()
+
+
 def test_without_jidoka_shm_nothing_is_measured(folder: Path) -> None:
     bench = Bench(TINY, folder, _report(), foreign=[], advance=lambda: None)
     with pytest.raises(Failed, match="jidoka_shm: as a test says"):
@@ -397,10 +420,13 @@ def test_what_changed_by_more_than_it_varies_is_marked() -> None:
 
 def test_two_files_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, cost in (("old", 100.0), ("new", 200.0)):
-        _report(_figure("fresh", "jidoka_shm", [cost, cost])).save(tmp_path / f"{name}.json")
+        report = _report(_figure("fresh", "jidoka_shm", [cost, cost]))
+        report.options = {"sessions": cost, "suites": name}
+        report.save(tmp_path / f"{name}.json")
     assert command.main(["compare", str(tmp_path / "old.json"), str(tmp_path / "new.json")]) == 0
     said = capsys.readouterr().out
     assert "1 of 1 figures changed" in said
+    assert "not the same was measured: sessions 100.0 and 200.0" in said
     assert "more" in said
     assert command.main(["compare", str(tmp_path / "old.json"), str(tmp_path / "no.json")]) == 2
     assert "no.json" in capsys.readouterr().err

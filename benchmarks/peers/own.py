@@ -81,6 +81,10 @@ class Embedded(Peer):
 
     # ------------------------------------------------------------------ reading
 
+    def before_repeated(self, keys: list[UUID]) -> None:
+        """Look all up: what other rows have changed since is not what the reader keeps."""
+        self.repeated(keys)
+
     def repeated(self, keys: list[UUID]) -> None:
         """Look up what the reader has kept."""
         get = self.reader.get_session_info
