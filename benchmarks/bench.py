@@ -33,6 +33,8 @@ class Effort:
         window: how long these read, in seconds.
         changes: of a full table, for the words that a look-up loads.
         owners: how many die.
+        watched: sessions that are watched.
+        watchers: of a writer at full speed.
     """
 
     sessions: int = 10_000
@@ -44,6 +46,8 @@ class Effort:
     window: float = 0.25
     changes: int = 10_000_000
     owners: int = 50
+    watched: int = 100_000
+    watchers: int = 8
 
 
 FULL: Final = Effort()
@@ -57,6 +61,8 @@ QUICK: Final = Effort(
     window=0.03,
     changes=20_000,
     owners=10,
+    watched=10_000,
+    watchers=2,
 )
 
 

@@ -46,6 +46,8 @@ TINY = Effort(
     window=0.002,
     changes=100,
     owners=2,
+    watched=20,
+    watchers=1,
 )
 ALWAYS = ("dict", "sqlite", "manager")
 INSTALLED = [name for name in peers.FOREIGN if peers.why_missing(name) is None]
@@ -102,7 +104,9 @@ def test_each_system_does_each_row_that_it_has(folder: Path) -> None:
         assert min(figure.flat) > 0
 
 
-@pytest.mark.parametrize("suite", ["service", "scaling", "growth", "memory", "start", "probes"])
+@pytest.mark.parametrize(
+    "suite", ["service", "scaling", "growth", "memory", "start", "watching", "probes"]
+)
 def test_each_suite_runs_and_says_what_it_found(
     suite: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 OWN: Final = {
     "jidoka_shm": "own:Embedded",
     "jidoka_shm service": "service:Service",
+    "jidoka_shm async": "service:Async",
     "jidoka_shm 64 clients": "service:Crowd",
 }
 FOREIGN: Final = {

@@ -6,6 +6,7 @@ A row of another kind of client is a class here, beside ``Service``, that is nam
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from benchmarks import records
 from benchmarks.companion import Companion
-from jidoka_shm import SessionClient, SessionNotFound, SessionStatus
+from jidoka_shm import AsyncSessionClient, SessionClient, SessionNotFound, SessionStatus
 
 from .base import Peer
 from .own import CAPACITY
@@ -33,6 +34,7 @@ sys.stdin.read()
 manager.unlink()
 """
 CLIENTS = 64
+TASKS = 100
 #: How long an owner's death may take to be seen before the run is given up.
 PATIENCE = 10.0
 
@@ -153,6 +155,45 @@ class Service(Peer):
             return self.client.get_session_status(session) is SessionStatus.TERMINATED
         except SessionNotFound:
             return True
+
+
+class Async(Service):
+    """A service, and a client of an asyncio loop."""
+
+    name: ClassVar[str] = "jidoka_shm async"
+    shared: ClassVar[bool] = False
+
+    def attach(self) -> None:
+        """Connect it, in a loop that is kept."""
+        super().attach()
+        self._runner = asyncio.Runner()
+        self._awaited = AsyncSessionClient(self.registry, timeout=60)
+        self._runner.run(self._awaited.__aenter__())
+
+    def close(self) -> None:
+        """Close it and the loop, and the service."""
+        if hasattr(self, "_runner"):
+            self._awaited.close()
+            self._runner.close()
+        super().close()
+
+    async def _update(self, keys: list[UUID], status: str) -> None:
+        for key in keys:
+            await self._awaited.update_session(key, status)
+
+    def update(self, keys: list[UUID]) -> None:
+        """Await each update."""
+        self._runner.run(self._update(keys, self._status(keys)))
+
+    def update_by_tasks(self, keys: list[UUID]) -> None:
+        """Await all in many tasks at once."""
+        status = self._status(keys)
+
+        async def main() -> None:
+            parts = (keys[at::TASKS] for at in range(min(TASKS, len(keys))))
+            await asyncio.gather(*(self._update(part, status) for part in parts))
+
+        self._runner.run(main())
 
 
 class Crowd(Service):

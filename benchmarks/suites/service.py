@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from benchmarks import turns
 from benchmarks.figures import Ratio
-from benchmarks.suites.write import PIPELINED, SERVICE
+from benchmarks.suites.write import ASYNC, PIPELINED, SERVICE
 from benchmarks.turns import Row
 
 if TYPE_CHECKING:
@@ -19,6 +19,13 @@ CROWD: Final = "jidoka_shm 64 clients"
 
 ROWS: Final = (
     *(dataclasses.replace(row, foreign=()) for row in PIPELINED if row.name.startswith("update")),
+    Row(
+        name="update, by 100 tasks",
+        methods=("update_by_tasks",),
+        own=(ASYNC,),
+        foreign=(),
+        once=True,
+    ),
     Row(
         name="update, by 64 clients",
         methods=("update_by_all",),
@@ -40,6 +47,13 @@ DEATH: Final = Row(
 LATE: Final = dataclasses.replace(DEATH, name=f"{DEATH.name}, p99", quantile=0.99)
 
 RATIOS: Final = (
+    Ratio(
+        suite=NAME,
+        row="update, by 100 tasks",
+        system=ASYNC,
+        beside_row="update, pipelined",
+        beside=SERVICE,
+    ),
     # Changes a second of all of them, beside those of one that pipelines.
     Ratio(
         suite=NAME,

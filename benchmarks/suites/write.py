@@ -22,6 +22,7 @@ NAME: Final = "write"
 #: Systems of jidoka_shm whose changes go through a service.
 SERVICES: Final = ("jidoka_shm service",)
 SERVICE: Final = SERVICES[0]
+ASYNC: Final = "jidoka_shm async"
 #: Other systems whose changes go through another process.
 TRIPS: Final = ("redis", "manager", "genserver")
 
@@ -41,7 +42,7 @@ SERVED: Final = (
     Row(
         name="update, by a service",
         methods=("update", "echo"),
-        own=SERVICES,
+        own=(*SERVICES, ASYNC),
         foreign=(*TRIPS, "echo"),
         once=True,
     ),
@@ -69,6 +70,13 @@ RATIOS: Final = (
         beside_row="update, by a service",
         beside="echo",
         at_most=1.5,
+    ),
+    Ratio(
+        suite=NAME,
+        row="update, by a service",
+        system=ASYNC,
+        beside_row="update, by a service",
+        beside="echo",
     ),
     Ratio(
         suite=NAME,
