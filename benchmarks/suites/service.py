@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from benchmarks import turns
 from benchmarks.figures import Ratio
-from benchmarks.suites.write import ASYNC, PIPELINED, SERVICE
+from benchmarks.suites.write import ASYNC, AT_ONCE, PIPELINED, SERVICE
 from benchmarks.turns import Row
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ ROWS: Final = (
         own=(ASYNC,),
         foreign=(),
         once=True,
+        count=AT_ONCE,
     ),
     Row(
         name="update, by 64 clients",
@@ -32,6 +33,7 @@ ROWS: Final = (
         own=(CROWD,),
         foreign=(),
         once=True,
+        count=AT_ONCE,
     ),
 )
 #: In milliseconds: how often is said by the effort.

@@ -22,6 +22,8 @@ NAME: Final = "write"
 #: Systems of jidoka_shm whose changes go through a service.
 SERVICES: Final = ("jidoka_shm service",)
 SERVICE: Final = SERVICES[0]
+#: Changes of one pipeline, and of many clients or tasks together.
+AT_ONCE: Final = 1_000
 ASYNC: Final = "jidoka_shm async"
 #: Other systems whose changes go through another process.
 TRIPS: Final = ("redis", "manager", "genserver")
@@ -55,7 +57,14 @@ SERVED: Final = (
     ),
 )
 PIPELINED: Final = tuple(
-    Row(name=f"{change}, pipelined", methods=(f"{change}_pipelined",), own=SERVICES, once=True)
+    # So many at once, whatever they take: with fewer, a figure would be that of the round trip.
+    Row(
+        name=f"{change}, pipelined",
+        methods=(f"{change}_pipelined",),
+        own=SERVICES,
+        once=True,
+        count=AT_ONCE,
+    )
     for change in ("create", "update", "terminate")
 )
 ROWS: Final = (*EMBEDDED, *SERVED, *PIPELINED)
