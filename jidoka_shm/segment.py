@@ -76,8 +76,12 @@ def create(name: str) -> int:
     """
     require_linux()
     descriptor = _open(name, posix_ipc.O_CREX)
-    # A umask may have left not even the owner's bits, and then nobody could open it again.
-    set_mode(descriptor, 0o600)
+    try:
+        # A umask may have left not even the owner's bits, and then nobody could open it again.
+        set_mode(descriptor, 0o600)
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
 
 

@@ -643,7 +643,7 @@ def test_a_new_writer_uses_no_slot_of_what_is_there_and_shows_nothing_of_the_dea
             left = dict(reader)
             committed.append(NEW in left)
             assert set(left) - {NEW} == {A, B, C}
-            with _manager(name) as heir:
+            with _manager(name, grow=False) as heir:
                 assert heir.recovery == Recovery(len(left), (), clean=code == 0)
                 mine = [heir.create_session({"of": "heir"}) for _ in range(_CAPACITY - len(left))]
                 with pytest.raises(RegistryFull):
