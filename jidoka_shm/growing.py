@@ -156,3 +156,13 @@ class SessionTables(SessionReads):
             # In this order: an interrupt between the two leaves one that can still be let go.
             self._view = detached(RegistryClosed, self._name, reason)
             self._closed = True
+
+    def refresh(self) -> None:
+        """See that the registry still has its name: a manager is at its table all the time.
+
+        Raises:
+            RegistryClosed: where nothing bears the name any more.
+        """
+        view = self._view
+        if not view.is_named():
+            self._attach_again(view)

@@ -48,7 +48,7 @@ _LOOK: Final = 1000
     show_default=True,
     help="Sessions that it may grow to.",
 )
-@click.option("--grow/--no-grow", default=True, help="Whether it may grow.  [default: grow]")
+@click.option("--grow/--no-grow", default=True, show_default=True, help="Whether it may grow.")
 @click.option(
     "--slot-size",
     type=click.IntRange(min=1),
