@@ -801,7 +801,7 @@ def test_a_call_in_the_middle_of_a_growth_is_refused_and_a_close_is_put_off(name
 def test_a_child_that_returns_into_a_growth_changes_nothing(name: str) -> None:
     """A fork by a signal handler, before any line; the parent has gone on when the child does."""
     children, parent = 0, os.getpid()
-    for number in itertools.count(1):
+    for number in itertools.count(1, 2):
         manager = _manager(name, fresh=True)
         for sid in (A, B):
             manager.create_session({"n": 0}, session_id=sid)
@@ -855,7 +855,7 @@ def test_a_child_that_returns_into_a_growth_changes_nothing(name: str) -> None:
         manager.unlink()
         if not reached:
             break
-    assert children > 50
+    assert children > 30
 
 
 def test_names_removed_in_the_middle_of_a_growth_close_every_table(
