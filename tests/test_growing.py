@@ -467,6 +467,21 @@ def test_threads_read_through_the_manager_while_it_grows(name: str) -> None:
         assert maps.count(f"jidoka_shm.{name}.") == 1
 
 
+def test_changes_are_told_through_every_growth_and_nothing_of_it(name: str) -> None:
+    with _manager(name) as manager, SessionReader(name) as reader:
+        told = [handle.changes(timeout=0) for handle in (manager, reader)]
+        for number in range(20):
+            sid = manager.create_session({"n": number})
+            if number % 3 == 0:
+                manager.resize(25 + number)
+            manager.update_session(sid, status="active")
+            manager.resize(40 - number)
+            for changes in told:
+                assert [change.session.session_id for change in changes] == [sid], number
+                assert list(changes) == []
+        assert manager.stats().generation > 20
+
+
 _READ = """
     import sys
     from uuid import UUID
