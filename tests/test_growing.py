@@ -904,6 +904,8 @@ def test_names_removed_in_the_middle_of_a_growth_close_every_table(
         manager.close()
         if not reached:
             break
+    del manager, reader, caught
+    _close_lost(name)
 
 
 def test_damage_that_a_growth_meets_is_dropped_and_the_rest_goes_on(
