@@ -11,6 +11,7 @@ from .errors import InvalidSessionId, shown
 
 #: What a manager takes where nothing else is said, and so does the command that runs one.
 CAPACITY: Final = 16_384
+MAX_CAPACITY: Final = 1_048_576
 SLOT_SIZE: Final = 512
 CLEANUP_DELAY: Final = 0.05
 MODE: Final = 0o600

@@ -20,7 +20,7 @@ from .errors import CorruptRegistry, RegistryClosed, RegistryForbidden, Registry
 from .header import TableHeader
 from .layout import CONTROL_SIZE, control_name, table_name
 from .scan import scan_sessions
-from .table import SessionTable
+from .table import SessionTable, TableGone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 #: How often a registry that is not complete is looked at again, in seconds.
 POLL: Final = 0.002
+
+#: Growths that one look for the current table may meet.
+_GENERATIONS: Final = 8
 
 _DESTROYED: Final = "it was destroyed, and no other follows it"
 
@@ -122,6 +125,17 @@ class Attachment:
             change, sessions = scan_sessions(self.table, listing.sessions)
             listing = self.listing = Listing(-1 if change is None else change, sessions, {})
         return listing
+
+    def check(self) -> list[str]:
+        """Return what is wrong with the table, as ``SessionTable.check`` does.
+
+        Raises:
+            TableGone: where that is that another one has replaced it.
+        """
+        problems = self.table.check()
+        if problems and self.control.generation != self.identity[1]:
+            raise TableGone
+        return problems
 
 
 class _Detached:
@@ -244,21 +258,26 @@ def _open(name: str, options: ReadOptions) -> Attachment | ControlReader | None:
     if not control.is_complete():
         return None
     control.check_format(name)
-    opened = _open_table(name, control, options)
-    if opened is None:
-        return control
-    table, identity = opened
-    made = Attachment(control, table, is_named=handle.is_named, cache_size=options.cache_size)
-    # The control may have gone on to the next table since; taken for this one's number, that
-    # would make the reader believe later that nothing follows the table it has.
-    return made if made.identity == identity else control
+    for _ in range(_GENERATIONS):
+        generation = control.generation
+        table = _open_table(name, control, generation, options)
+        if table is not None:
+            made = Attachment(
+                control, table, is_named=handle.is_named, cache_size=options.cache_size
+            )
+            # The control may have gone on to the next table since; taken for this one's number,
+            # that would make the reader believe later that nothing follows the table it has.
+            if made.identity[1] == generation:
+                return made
+        elif control.generation == generation:
+            break
+    return control
 
 
 def _open_table(
-    name: str, control: ControlReader, options: ReadOptions
-) -> tuple[SessionTable, tuple[UUID, int]] | None:
-    """Return the table that a control names, with its identity; None where it is not there."""
-    generation = control.generation
+    name: str, control: ControlReader, generation: int, options: ReadOptions
+) -> SessionTable | None:
+    """Return a table of a control's instance; None where it is not there."""
     try:
         descriptor = segment.open_readable(table_name(name, generation))
     except FileNotFoundError:
@@ -275,5 +294,4 @@ def _open_table(
         return None
     if (header.instance, header.generation) != (control.instance, generation):
         return None
-    table = SessionTable(memory, control.change, header.geometry, verify=options.verify)
-    return table, (header.instance, header.generation)
+    return SessionTable(memory, control.change, header.geometry, verify=options.verify)

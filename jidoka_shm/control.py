@@ -7,7 +7,7 @@ buffer of ``CONTROL_SIZE`` bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from . import seqlock
@@ -160,6 +160,18 @@ class ControlWriter(ControlReader):
             reason = "a complete control was to be cleared"
             raise CorruptRegistry(reason)
         self._memory[:CONTROL_SIZE] = bytes(CONTROL_SIZE)
+
+    def advance(self, generation: int) -> None:
+        """Make another table the one that holds the sessions; this one store commits a growth."""
+        if seqlock.WEAK:
+            seqlock.fence()
+        self._words[_WORD["generation"]] = generation
+        if seqlock.WEAK:
+            seqlock.fence()
+
+    def revoke(self, gone: Any) -> None:  # noqa: ANN401 - stands where many things did
+        """Make each later store use ``gone``, which raises: in a forked child, as for a table."""
+        self._memory = self._words = self.change = gone
 
     def publish_writer(self, identity: Identity) -> None:
         """Store who writes: before the magic, or while the change word is held odd."""

@@ -217,7 +217,7 @@ class RecordTooLarge(JidokaError, ValueError):
         kept = ", the rest being kept for its end" if self.limit % 64 else ""
         return (
             f"the session takes {self.size} bytes of a slot and may take {self.limit}{kept}: keep "
-            "less in its maps, or make the registry anew (fresh=True) with a larger slot_size"
+            "less in its maps, or resize() the registry with a larger slot_size"
         )
 
 
@@ -245,7 +245,7 @@ class RegistryFull(JidokaError):
         elif self.unit == "versions of 40 bits":
             out = "make the registry anew with fresh=True"
         else:
-            out = "end sessions, or make the registry with a larger capacity"
+            out = "end sessions, or give it a larger capacity: by max_capacity, or by resize()"
         return f"the registry needs {self.needed} {self.unit}, {self.available} are free: {out}"
 
 

@@ -52,6 +52,12 @@ class TableHeader(NamedTuple):
             seqlock.fence()
         memoryview(memory)[:8].cast("Q")[0] = TABLE_MAGIC
 
+    def index_of(self, memory: Memory) -> tuple[seqlock.Words, memoryview[int]]:
+        """Return the index words and the reach bytes of the table that it is the header of."""
+        view, geometry = memoryview(memory), self.geometry
+        begin, end = geometry.reach_offset, geometry.reach_offset + geometry.index_size
+        return view[geometry.index_offset : begin].cast("Q"), view[begin:end]
+
     def _pack(self, crc: int) -> bytes:
         sizes = (self.geometry.index_size, self.geometry.slot_count, self.geometry.slot_size)
         fields = (self.instance.bytes, self.generation, *sizes, self.base_version)

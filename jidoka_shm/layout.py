@@ -166,6 +166,9 @@ SLOT_DTYPE: Final = np.dtype(
     }
 )
 
+#: Of an id's 16 bytes, the two halves as numpy takes them for numbers.
+HALVES: Final = np.dtype(">u8")
+
 #: A status as the slot header writes it. Position is code; 0 is never written.
 STATUS_CODES: Final = ("", "initializing", "active", "idle", "terminating", "terminated")
 
@@ -192,6 +195,14 @@ MAX_CAPACITY: Final = (1 << SLOT_BITS) - SPARE_SLOTS
 MIN_SLOT_SIZE: Final = 128
 MAX_SLOT_SIZE: Final = 1 << 24
 ALIGNMENT: Final = 64
+
+
+def check_capacity(name: str, capacity: int) -> int:
+    """Return ``capacity`` where a table can have it; ``ValueError`` where not."""
+    if not 1 <= capacity <= MAX_CAPACITY:
+        msg = f"{name} is {shown(capacity)}: it must be 1 to {MAX_CAPACITY} sessions"
+        raise ValueError(msg)
+    return capacity
 
 
 def _is_prime(number: int) -> bool:
@@ -237,9 +248,7 @@ class Geometry:
         Raises:
             ValueError: where either is outside its limits.
         """
-        if not 1 <= capacity <= MAX_CAPACITY:
-            msg = f"capacity is {shown(capacity)}: it must be 1 to {MAX_CAPACITY} sessions"
-            raise ValueError(msg)
+        check_capacity("capacity", capacity)
         if not MIN_SLOT_SIZE <= slot_size <= MAX_SLOT_SIZE or slot_size % ALIGNMENT:
             msg = (
                 f"slot_size is {shown(slot_size)}: it must be a multiple of {ALIGNMENT} from "

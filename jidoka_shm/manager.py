@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from uuid import uuid4
 
 from msgspec import UNSET, UnsetType
@@ -14,6 +14,7 @@ from . import changes, endpoint, forks, ownership, processes
 from .arguments import (
     CAPACITY,
     CLEANUP_DELAY,
+    MAX_CAPACITY,
     MAX_CLIENTS,
     MODE,
     SLOT_SIZE,
@@ -23,9 +24,9 @@ from .arguments import (
     check_whole,
     parse_session_id,
 )
-from .attachment import Attachment
-from .errors import RegistryClosed
-from .layout import Geometry, check_name
+from .errors import RegistryClosed, RegistryFull
+from .layout import Geometry, check_capacity, check_name
+from .logs import log
 from .reactor import Reactor
 from .recovery import Recovery
 from .registry import Registry
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_CACHE_SIZE: Final = 65_536
-
 
 class SessionManager(SessionWrites):
     """The writer of a registry, and a reader of it like any other.
@@ -61,6 +60,8 @@ class SessionManager(SessionWrites):
         *,
         capacity: int = CAPACITY,
         slot_size: int = SLOT_SIZE,
+        max_capacity: int = MAX_CAPACITY,
+        grow: bool = True,
         cleanup_delay: float = CLEANUP_DELAY,
         mode: int = MODE,
         fresh: bool = False,
@@ -72,8 +73,11 @@ class SessionManager(SessionWrites):
 
         Args:
             name: the registry's name, 1 to 64 of letters, digits, ``_`` and ``-``.
-            capacity: sessions that fit into a new one; one taken over keeps its own.
+            capacity: sessions that fit into a new one; one taken over that has less grows to it.
             slot_size: bytes a session, a multiple of 64; one taken over keeps its own.
+            max_capacity: sessions that it may grow to by itself, where a new one finds no room. One
+                that is larger keeps its size.
+            grow: whether it may grow at all. Where not, one taken over keeps its size, too.
             cleanup_delay: how long a terminated session stays visible, in seconds.
             mode: the mode of the shared memory, of one taken over too; 0o640 or 0o644 lets others
                 read.
@@ -94,6 +98,8 @@ class SessionManager(SessionWrites):
         geometry = Geometry.for_capacity(
             check_whole("capacity", capacity), check_whole("slot_size", slot_size)
         )
+        max_capacity = check_capacity("max_capacity", check_whole("max_capacity", max_capacity))
+        self._max_capacity = max_capacity if check_flag("grow", grow) else 0
         delay = int(check_seconds("cleanup_delay", cleanup_delay) * 1e9)
         mode, fresh = check_mode(mode), check_flag("fresh", fresh)
         listen, wait = check_flag("listen", listen), check_seconds("wait", wait)
@@ -119,15 +125,20 @@ class SessionManager(SessionWrites):
             table = TableWriter(memory, self._own.control, header.geometry)
             if not found:
                 # First, for it needs no descriptor, and there may be none left to destroy it with.
-                undo.callback(self._own.revoke, table)
-            self._registry = Registry(table, self._own.control, cleanup_delay=delay)
-            self._view = Attachment(
-                self._own.control, table, is_named=self._own.is_named, cache_size=_CACHE_SIZE
+                undo.callback(self._own.revoke, [table])
+            self._registry = Registry(
+                table,
+                self._own.control,
+                cleanup_delay=delay,
+                make_room=_weakly(self._make_room),
             )
+            self._show(table)
             self._watches, self._ended = Watches(self._name), {}
             # Undone after the reactor's thread has ended.
             undo.callback(self._own.retire, self._identity)
             self.recovery = self._take_over(header.generation) if found else None
+            if found and grow:
+                self._enlarge(geometry.capacity)
             self._reactor = Reactor(
                 f"jidoka_shm {self._name}",
                 turn=_weakly(self._turn),
@@ -158,6 +169,17 @@ class SessionManager(SessionWrites):
         recovery.log(self._name)
         self._reclaim_left()
         return recovery
+
+    def _enlarge(self, capacity: int) -> None:
+        """Give what was taken over the room that is asked for, if there is any."""
+        now = self._registry.table.geometry
+        if capacity > now.capacity:
+            try:
+                self._move(Geometry.for_capacity(capacity, now.slot_size))
+            except RegistryFull as full:
+                text = "registry %r: room for %d sessions still, not %d: %s"
+                extra = {"registry": self._name, "capacity": now.capacity}
+                log.warning(text, self._name, now.capacity, capacity, str(full), extra=extra)
 
     def _make_serving(self, max_clients: int) -> Serving:
         name, change = self._name, _weakly(self._change)
@@ -202,7 +224,7 @@ class SessionManager(SessionWrites):
             OSError: where no descriptor is left to look at ``pid``.
             InvalidMetadata, InvalidSessionId, ValueError, TypeError: for a bad argument.
             RecordTooLarge: where the session outgrows a slot.
-            RegistryFull: where no slot is free.
+            RegistryFull: where there is no room, nor can be made any.
         """
         new_id = uuid4() if session_id is None else parse_session_id(session_id)
         fields = changes.for_create(metadata, llm_config, pid, ttl)

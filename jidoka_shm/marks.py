@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
+
 from .control import Identity
+from .session import decode_payload
 
 if TYPE_CHECKING:
+    from msgspec import Raw
+
     from .session import Session
 
 
@@ -27,6 +33,41 @@ def expiry(ttl: int | None, now: Instant) -> dict[str, Any]:
     if ttl is None:
         return {"expires": None, "deadline": None}
     return {"expires": whole_microseconds(now.wall + ttl), "deadline": now.monotonic + ttl}
+
+
+def first_payload(
+    maps: bytes, owner: Identity | None, ttl: int | None, now: Instant, request: bytes | None
+) -> tuple[bytes, int | None]:
+    """Return the payload of a new session, whose maps are encoded already, and its deadline."""
+    marks = {} if ttl is None else expiry(ttl, now)
+    if owner is not None:
+        marks |= owner_marks(owner)
+    if request is not None:
+        marks["request"] = request
+    if not marks:
+        return maps, None
+    payload = replace(decode_payload(maps), **marks)
+    return payload.encode(), payload.deadline
+
+
+def changed_fields(
+    metadata: Raw | UnsetType,
+    llm_config: Raw | UnsetType,
+    owner: Identity | UnsetType | None,
+    ttl: int | UnsetType | None,
+    now: Instant,
+) -> dict[str, Any]:
+    """Return the fields of a payload that an update sets, those that are UNSET left out."""
+    changes: dict[str, Any] = {}
+    if metadata is not UNSET:
+        changes["metadata"] = metadata
+    if llm_config is not UNSET:
+        changes["llm_config"] = llm_config
+    if owner is not UNSET:
+        changes |= owner_marks(owner)
+    if ttl is not UNSET:
+        changes |= expiry(ttl, now)
+    return changes
 
 
 def owner_of(session: Session) -> Identity:

@@ -2,15 +2,16 @@
 
 =================  ====================================================================
 to create          control, lock, leftover tables, table, the control's fields, its magic last
+to grow            next table, its magic last, the generation, ``MOVED`` in the old index, its name
 to destroy         odd for ever, ``CLOSED`` in the index, tables' names, the control's last
-killed in between  the next writer finds no magic, and creates; or ``CLOSED``, or no table
-                   under an odd change word, and finishes the destruction
+killed in between  the next writer finds no magic, and creates; or a table of another generation,
+                   and gives it up; or ``CLOSED``, or no table under an odd change word, and
+                   finishes the destruction
 =================  ====================================================================
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -24,7 +25,7 @@ from .lock import WriterLock, find_control, make_control
 from .logs import log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from uuid import UUID
 
     from .control import Identity
@@ -52,7 +53,8 @@ class Ownership:
         self.name = lock.name
         self._lock = lock
         self._mode = mode
-        self._table: segment.Handle | None = None
+        #: The tables that this process has made or taken, by generation.
+        self._tables: dict[int, segment.Handle] = {}
         # A descriptor of its own: the lock's is never mapped.
         descriptor = segment.open_writable(control_name(self.name))
         try:
@@ -66,7 +68,8 @@ class Ownership:
 
     def is_whole(self) -> bool:
         """Return whether control and current table still have their names."""
-        return self.is_named() and (self._table is None or self._table.is_named())
+        table = self._tables.get(self.control.generation)
+        return self.is_named() and (table is None or table.is_named())
 
     def is_locked(self) -> bool:
         """Return whether this process still holds the lock."""
@@ -90,25 +93,57 @@ class Ownership:
         segment.set_mode(self._lock.descriptor, self._mode)
         self.control.clear()
         self._discard_tables()
-        # One that is still there is another user's, and cannot be removed.
-        taken = set(self._tables())
-        generation = next(number for number in itertools.count(1) if number not in taken)
+        memory, generation = self._make_table(1, geometry)
         header = TableHeader(uuid4(), generation, geometry, 0)
-        name = table_name(self.name, header.generation)
-        handle = segment.Handle(segment.create(name))
+        header.store(memory)
+        self.control.initialize(header.instance, header.generation, writer)
+        self.control.publish_socket(path)
+        self.control.complete()
+        return memory, header
+
+    def create_next(self, geometry: Geometry) -> tuple[Memory, TableHeader]:
+        """Make a table to grow into, and return its memory and the header that completes it.
+
+        Raises:
+            RegistryFull: where /dev/shm has no room.
+        """
+        memory, generation = self._make_table(self.control.generation + 1, geometry)
+        return memory, TableHeader(self.control.instance, generation, geometry, 0)
+
+    def _make_table(self, first: int, geometry: Geometry) -> tuple[Memory, int]:
+        """Make a table, all zero, of the first generation from ``first`` on that can be made."""
+        generation = first
+        while True:
+            try:
+                handle = segment.Handle(segment.create(table_name(self.name, generation)))
+                break
+            except FileExistsError:
+                # Another user's, or it would not be there any more: it cannot be removed.
+                generation += 1
         try:
             segment.set_mode(handle.descriptor, self._mode)
             segment.reserve(handle.descriptor, geometry.size)
             memory = segment.map_writable(handle.descriptor, geometry.size)
         except BaseException:
-            segment.unlink(name)
+            self._remove_name(handle, generation)
             raise
-        header.store(memory)
-        self.control.initialize(header.instance, header.generation, writer)
-        self.control.publish_socket(path)
-        self.control.complete()
-        self._table = handle
-        return memory, header
+        self._tables[generation] = handle
+        return memory, generation
+
+    def leave_others(self) -> None:
+        """Remove the names of the tables that this process wrote before the current one.
+
+        Their indexes say so already: without a name no successor would find one to give it up.
+        """
+        current = self.control.generation
+        for generation in [number for number in self._tables if number != current]:
+            self._remove_name(self._tables[generation], generation)
+            del self._tables[generation]
+
+    def _remove_name(self, table: segment.Handle, generation: int) -> None:
+        # Not in a child that was forked meanwhile, nor where the names are another registry's.
+        if self.is_named() and table.is_named():
+            segment.unlink(table_name(self.name, generation))
 
     def open_table(self) -> tuple[Memory, TableHeader] | None:
         """Return the current table and its header; None where the registry was destroyed.
@@ -122,7 +157,7 @@ class Ownership:
         generation = self.control.generation
         memory = self._map_table(generation)
         if memory is None:
-            if self.control.change[0] % 2 == 0 and list(self._tables()):
+            if self.control.change[0] % 2 == 0 and list(self._generations()):
                 reason = f"the control of {self.name!r} names table {generation}, which is missing"
                 raise CorruptRegistry(reason)
             return None
@@ -130,7 +165,7 @@ class Ownership:
         if header is None or header[:2] != (self.control.instance, generation):
             reason = f"table {generation} of {self.name!r} belongs to another registry"
             raise CorruptRegistry(reason)
-        ended = seqlock.is_ended(self.control.change, _index(memory, header.geometry)[0])
+        ended = seqlock.is_ended(self.control.change, header.index_of(memory)[0])
         return None if ended else (memory, header)
 
     def _map_table(self, generation: int) -> Memory | None:
@@ -144,10 +179,10 @@ class Ownership:
         segment.set_mode(handle.descriptor, self._mode)
         size = segment.size_of(handle.descriptor)
         if generation == self.control.generation:
-            self._table = handle
+            self._tables[generation] = handle
         return segment.map_writable(handle.descriptor, size) if size else None
 
-    def _tables(self) -> Iterator[int]:
+    def _generations(self) -> Iterator[int]:
         """Yield the generation of each table of this name."""
         prefix = table_name(self.name, 0)[:-1]
         for name in list(segment.names()):
@@ -161,12 +196,12 @@ class Ownership:
         ``MOVED`` goes over an index before the name is removed and before anything is committed
         elsewhere: a reader that still looks there is sent to the current table.
         """
-        for other in self._tables():
+        for other in self._generations():
             if other != generation:
                 self._give_up(other, MOVED)
 
     def _discard_tables(self) -> None:
-        for generation in self._tables():
+        for generation in self._generations():
             self._give_up(generation, CLOSED)
 
     def _give_up(self, generation: int, word: int) -> None:
@@ -179,10 +214,13 @@ class Ownership:
             # Another user's, or no object at all. Any user may make any name, and none may keep
             # a registry from being started or ended.
             table, extra = table_name(self.name, generation), {"registry": self.name}
+            if segment.is_own(table):
+                # Its readers would stay with it: no descriptor is left, or no memory.
+                raise
             log.warning("%s is left alone: %s", table, str(error), extra=extra)
             return
         if memory is not None and header is not None:
-            seqlock.give_up(*_index(memory, header.geometry), word)
+            seqlock.give_up(*header.index_of(memory), word)
         segment.unlink(table_name(self.name, generation))
 
     # ------------------------------------------------------------------ the end
@@ -197,22 +235,24 @@ class Ownership:
         self._discard_tables()
         segment.unlink(control_name(self.name))
 
-    def end(self, table: SessionTable) -> None:
+    def end(self, tables: Iterable[SessionTable]) -> None:
         """Close the registry for everybody, whether or not its names are still there."""
         if self.is_whole():
             self.destroy()
         else:
-            self.revoke(table)
+            self.revoke(tables)
 
-    def revoke(self, table: SessionTable) -> None:
+    def revoke(self, tables: Iterable[SessionTable]) -> None:
         """Close a registry whose names somebody removed, for everybody who still has it.
 
-        The names may be another registry's by now; only a table that is this one's loses its own.
+        The names may be another registry's by now; only tables that are this one's lose their own.
         """
         seqlock.end(self.control.change)
-        seqlock.give_up(table.index.words, table.reach, CLOSED)
-        if self._table is not None and self._table.is_named():
-            segment.unlink(table_name(self.name, self.control.generation))
+        for table in tables:
+            seqlock.give_up(table.index.words, table.reach, CLOSED)
+        for generation, handle in self._tables.items():
+            if handle.is_named():
+                segment.unlink(table_name(self.name, generation))
         if self.is_named():
             segment.unlink(control_name(self.name))
 
@@ -224,13 +264,6 @@ def _map_control(descriptor: int) -> Memory:
             return bytearray(os.pread(descriptor, CONTROL_SIZE, 0).ljust(CONTROL_SIZE, b"\0"))
         segment.reserve(descriptor, CONTROL_SIZE)
     return segment.map_writable(descriptor, CONTROL_SIZE)
-
-
-def _index(memory: Memory, geometry: Geometry) -> tuple[seqlock.Words, memoryview[int]]:
-    """Return a table's index words and its reach bytes."""
-    view = memoryview(memory)
-    begin, end = geometry.reach_offset, geometry.reach_offset + geometry.index_size
-    return view[geometry.index_offset : begin].cast("Q"), view[begin:end]
 
 
 def claim(  # noqa: PLR0913 - a manager's own options

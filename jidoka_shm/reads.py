@@ -297,9 +297,9 @@ class SessionReads(Access, Mapping[UUID, Session]):
         """
         for _ in range(_CHECKS):
             before = self._view.table.change[0]
-            problems = self._on_table(lambda view: view.table.check())
+            problems = self._on_table(Attachment.check)
             # A reach is raised before a commit and lowered after it.
-            if problems and problems != self._on_table(lambda view: view.table.check()):
+            if problems and problems != self._on_table(Attachment.check):
                 continue
             if self._view.table.change[0] == before:
                 return problems

@@ -16,15 +16,19 @@ from .deadlines import Deadlines
 from .errors import (
     IllegalTransition,
     RecordTooLarge,
+    RegistryFull,
     SessionExists,
     SessionNotFound,
     VersionConflict,
 )
-from .marks import expiry, owner_marks, owner_of, whole_microseconds
+from .growth import refuse
+from .marks import changed_fields, first_payload, owner_of, whole_microseconds
 from .owners import Owners
-from .session import MOVES, Session, SessionStatus, decode_payload, with_request
+from .session import MOVES, Session, SessionStatus, with_request
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from msgspec import Raw
 
     from .control import ControlWriter, Identity
@@ -45,17 +49,27 @@ BATCH: Final = 256
 class Registry:
     """The sessions of one registry, as their one writer changes them."""
 
-    def __init__(self, table: TableWriter, control: ControlWriter, *, cleanup_delay: int) -> None:
+    def __init__(
+        self,
+        table: TableWriter,
+        control: ControlWriter,
+        *,
+        cleanup_delay: int,
+        make_room: Callable[[UUID, RegistryFull], object] = refuse,
+    ) -> None:
         """Take a table to write.
 
         Args:
             table: the sessions.
             control: where what happens is counted.
             cleanup_delay: how long a terminated session stays visible, in nanoseconds.
+            make_room: given the id of a session that finds no room, and the error that says so;
+                raises it, or puts a larger table in the place of ``table``.
         """
         self.table = table
         self._control = control
         self._cleanup_delay = cleanup_delay
+        self._make_room = make_room
         self._deadlines = Deadlines()
         self.owners = Owners()
 
@@ -112,19 +126,11 @@ class Registry:
         Raises:
             SessionExists: where the id is visible.
             RecordTooLarge: where the record does not fit a slot.
-            RegistryFull: where no slot is free.
+            RegistryFull: where no room is, nor can be made.
         """
         if self._is_visible(session_id):
             raise SessionExists(session_id)
-        marks = {} if ttl is None else expiry(ttl, now)
-        if owner is not None:
-            marks |= owner_marks(owner)
-        if request is not None:
-            marks["request"] = request
-        packed, deadline = maps, None
-        if marks:
-            payload = replace(decode_payload(maps), **marks)
-            packed, deadline = payload.encode(), payload.deadline
+        packed, deadline = first_payload(maps, owner, ttl, now, request)
         created = whole_microseconds(now.wall)
         session = Session(
             session_id=session_id,
@@ -142,6 +148,11 @@ class Registry:
                 raise
             # What fits without the id of its request must not fail for it.
             return self.create(session_id, maps=maps, owner=owner, ttl=ttl, now=now)
+        except RegistryFull as full:
+            self._make_room(session_id, full)
+            # Anew, for in the making of room a version may have been used up.
+            again: dict[str, Any] = {"maps": maps, "owner": owner, "ttl": ttl, "request": request}
+            return self.create(session_id, now=now, **again)
         if deadline is not None:
             self._deadlines.set(session_id.int, deadline)
         if owner is not None:
@@ -181,15 +192,7 @@ class Registry:
         elif status is not session.status and status not in MOVES[session.status]:
             allowed = tuple(move.value for move in MOVES[session.status])
             raise IllegalTransition(session_id, session.status.value, status.value, allowed)
-        changes: dict[str, Any] = {}
-        if metadata is not UNSET:
-            changes["metadata"] = metadata
-        if llm_config is not UNSET:
-            changes["llm_config"] = llm_config
-        if owner is not UNSET:
-            changes |= owner_marks(owner)
-        if ttl is not UNSET:
-            changes |= expiry(ttl, now)
+        changes = changed_fields(metadata, llm_config, owner, ttl, now)
         pid = session.pid if owner is UNSET else None if owner is None else owner.pid
         if status is _TERMINATED:
             changes["deadline"] = now.monotonic + self._cleanup_delay
@@ -226,7 +229,6 @@ class Registry:
                 changes |= {"error": kept.decode(errors="ignore"), "request": None}
                 self._replace(entry, session, now, changes, **end)
             if session.pid is not None:
-                # As above.
                 self.owners.set(session_id.int, None)
 
     def owner_ended(

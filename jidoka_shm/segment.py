@@ -76,8 +76,12 @@ def create(name: str) -> int:
     """
     require_linux()
     descriptor = _open(name, posix_ipc.O_CREX)
-    # A umask may have left not even the owner's bits, and then nobody could open it again.
-    set_mode(descriptor, 0o600)
+    try:
+        # A umask may have left not even the owner's bits, and then nobody could open it again.
+        set_mode(descriptor, 0o600)
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
 
 
@@ -102,14 +106,23 @@ def reserve(descriptor: int, size: int) -> None:
     Raises:
         RegistryFull: where /dev/shm has no room for it.
     """
+    room = os.fstatvfs(descriptor)
+    # The kernel would take all that there is before it finds that it is not enough, and everybody
+    # else be without for that long. One without a size of its own says 0.
+    if room.f_blocks and size > room.f_bavail * room.f_frsize:
+        raise _full(descriptor, size)
     os.ftruncate(descriptor, size)
     try:
         os.posix_fallocate(descriptor, 0, size)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        free = os.fstatvfs(descriptor)
-        raise RegistryFull(size, free.f_bavail * free.f_frsize, "bytes of /dev/shm") from None
+        raise _full(descriptor, size) from None
+
+
+def _full(descriptor: int, size: int) -> RegistryFull:
+    room = os.fstatvfs(descriptor)
+    return RegistryFull(size, room.f_bavail * room.f_frsize, "bytes of /dev/shm")
 
 
 def size_of(descriptor: int) -> int:

@@ -118,7 +118,7 @@ class Slots:
         # frombuffer holds the buffer; an ndarray made with buffer= does not, and reading that
         # after the mapping is gone is a segmentation fault.
         rows = np.frombuffer(memory, np.uint8, -1, geometry.slots_offset)
-        rows = rows.reshape(geometry.slot_count, geometry.slot_size)
+        self.rows = rows = rows.reshape(geometry.slot_count, geometry.slot_size)
         # As opaque items: numpy gathers structured rows field by field, in ten times the time.
         self._headers: NDArray[Any] = rows[:, :SLOT_HEADER_SIZE].view(f"V{SLOT_HEADER_SIZE}")[:, 0]
 

@@ -1,4 +1,4 @@
-"""``TableWriter``: the only mutator of a table. Put, remove, recover.
+"""``TableWriter``: the only mutator of a table. Put, remove, grow, recover.
 
 Reading is the base, ``SessionTable``; this adds what one process at a time may do. What it keeps
 in its own memory (the free slots) can be derived from the table, and ``resume`` does so after a
@@ -19,6 +19,7 @@ from .layout import (
     EMPTY,
     LEAP,
     MAX_DISTANCE,
+    MOVED,
     ROOM_TO_END,
     SLOT_MASK,
     SPARE_SLOTS,
@@ -34,9 +35,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from .control import ControlWriter, Identity
+    from .growth import Plan
     from .layout import Memory
     from .session import Session
 
+
+#: Bytes of slots that ``fill`` copies at a time, or one slot where that is larger.
+_PART: Final = 1 << 21
 
 #: An attribute of an enumeration costs as much as four of a module.
 _TERMINATED: Final = SessionStatus.TERMINATED
@@ -98,11 +103,12 @@ class TableWriter(SessionTable):
             RecordTooLarge: where its record does not fit a slot.
             RegistryFull: where no slot, or no entry near its home, is free. Nothing changed.
         """
+        # First: for a record that fits nowhere no room is to be made.
+        packed = self._pack(session)
         if len(self._free) <= SPARE_SLOTS:
             raise RegistryFull(1, 0, "slots")
         home = session.session_id.int % self._index_size
         entry = self._empty_entry(home)
-        packed = self._pack(session)
         # Raised before the word that needs it, or a look-up would stop short of a session that
         # is there.
         self.reach[home] = max(self.reach[home], entry - home + 1)
@@ -170,7 +176,39 @@ class TableWriter(SessionTable):
 
         For a forked child that returns into the change: the memory is its parent's to write.
         """
-        self.change = self.index = self.reach = self.slots = self.control = gone
+        self.change = self.index = self.reach = self.slots = self.control = self._words = gone
+
+    # ------------------------------------------------------------------ growing
+
+    def fill(self, old: TableWriter, plan: Plan) -> None:
+        """Copy all sessions of another table into this one, which is new and nobody's yet.
+
+        Args:
+            old: where they are; nothing else writes to it.
+            plan: where they go.
+        """
+        size = min(self.geometry.slot_size, old.geometry.slot_size)
+        # In parts, since a copy of all records would take as much memory as the registry.
+        part = max(_PART // size, 1)
+        for begin in range(0, len(plan.slots), part):
+            slots = plan.slots[begin : begin + part]
+            self.slots.rows[begin : begin + len(slots), :size] = old.slots.rows[slots, :size]
+        self._words[plan.entries] = plan.words
+        self.reach[:] = plan.reach
+        self._free = deque(range(len(plan.slots), self.slots.count))
+
+    def follow(self, old: TableWriter, generation: int, adopt: Callable[[], object]) -> None:
+        """Become the registry's table. May be repeated where it was interrupted.
+
+        Args:
+            old: the one that it is now.
+            generation: the number of this one, which is complete and has its name.
+            adopt: makes it this process's table, for threads that meet the old one's end.
+        """
+        self.control.advance(generation)
+        adopt()
+        # Before the next commit: whoever still looks at the old table would not see that one.
+        seqlock.give_up(old.index.words, old.reach, MOVED)
 
     # ------------------------------------------------------------------ taking up a table
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from . import ownership, processes
+from .arguments import check_whole
 from .attachment import detached
 from .errors import (
     CorruptRegistry,
@@ -22,11 +23,11 @@ from .errors import (
     RegistryClosed,
     RegistryNotFound,
 )
+from .growing import REMOVED, SessionTables
+from .layout import Geometry
 from .logs import log
 from .marks import Instant
-from .reads import SessionReads
-from .recovery import log_dropped
-from .registry import BATCH, Registry
+from .registry import BATCH
 from .table import TableGone
 from .watches import describe, is_dead, log_ends
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from uuid import UUID
 
-    from .attachment import Attachment
     from .control import Identity
     from .ownership import Ownership
     from .reactor import Reactor
@@ -46,27 +46,21 @@ T = TypeVar("T")
 
 
 _CLOSED: Final = "this manager is closed"
-_DESTROYED: Final = "another process destroyed it"
-_REMOVED: Final = "its names were removed from /dev/shm"
 
 
-class SessionWrites(SessionReads):
+class SessionWrites(SessionTables):
     """Changes to a registry that this process owns."""
 
-    _own: Ownership
-    _registry: Registry
     _reactor: Reactor
     _watches: Watches
     _ended: dict[Identity, str]
     #: Looked up once: later on there may be no descriptor left to do so.
-    _identity: Identity
     _instance: UUID
     _serving: Serving | None = None
     _finalizer: weakref.finalize[..., Any]
     _lock: threading.RLock
     _interrupted = False
     _close_wanted = False
-    _closed = False
     _released = False
     _forked = False
 
@@ -79,8 +73,9 @@ class SessionWrites(SessionReads):
                 try:
                     result = self._attempt(change, session_id, fields)
                 except JidokaError:
-                    # These are raised before the first store, so nothing was interrupted.
-                    self._interrupted = False
+                    # These are raised before the first store, so nothing was interrupted, but
+                    # where what they cut short is a growth that could not be taken back.
+                    self._interrupted = self._growing
                     raise
                 deadline = self._registry.next_turn()
                 self._interrupted = False
@@ -111,6 +106,43 @@ class SessionWrites(SessionReads):
         if self._lock._is_owned():  # type: ignore[attr-defined] # noqa: SLF001 - as said
             raise ReentrantCall(self._name)
 
+    def resize(self, capacity: int, slot_size: int | None = None) -> None:
+        """Move all sessions to a table of another size, larger or smaller; readers follow.
+
+        Both tables are there for a moment. Whatever ``grow`` and ``max_capacity`` say.
+
+        Args:
+            capacity: sessions that fit into it.
+            slot_size: bytes a session, a multiple of 64; as before where it is left out.
+
+        Raises:
+            RegistryFull: where there are more sessions than that, or /dev/shm has no room.
+            RecordTooLarge: where the record of a session does not fit.
+            ValueError, TypeError: for sizes that no table has.
+        """
+        capacity = check_whole("capacity", capacity)
+        size = None if slot_size is None else check_whole("slot_size", slot_size)
+        self._refuse_reentry()
+        try:
+            with self._lock:
+                self._prepare()
+                try:
+                    self._resize(capacity, size)
+                except (JidokaError, ValueError):
+                    # As in _change.
+                    self._interrupted = self._growing
+                    raise
+                self._interrupted = False
+        finally:
+            self._close_if_wanted()
+
+    def _resize(self, capacity: int, slot_size: int | None) -> None:
+        now = self._registry.table.geometry
+        size = now.slot_size if slot_size is None else slot_size
+        geometry = Geometry.for_capacity(capacity, size)
+        if geometry != now:
+            self._move(geometry)
+
     def check(self) -> list[str]:
         """Return what is wrong with the registry; as for a reader, and between two changes."""
         self._refuse_reentry()
@@ -135,20 +167,6 @@ class SessionWrites(SessionReads):
         # Stands until the change has ended whole: after a KeyboardInterrupt or MemoryError it is
         # not known how far this process's own free slots and deadlines were brought.
         self._interrupted = True
-
-    def _resume(self) -> None:
-        """Make anew what this process knows of the table.
-
-        Raises:
-            RegistryClosed: where another manager has destroyed it.
-        """
-        try:
-            _, dropped = self._registry.resume(self._identity)
-        except TableGone:
-            self._let_go(_DESTROYED)
-            raise RegistryClosed(self._name, _DESTROYED) from None
-        if dropped:
-            log_dropped(self._name, dropped)
 
     def _turn(self) -> int | None:
         """Do what is due, watch who owns sessions now, and return when to do so again."""
@@ -228,17 +246,15 @@ class SessionWrites(SessionReads):
         if self._released or self._own.is_whole():
             return
         with self._lock:
-            if self._closed:
+            # Again, for a growth may have removed the name of the table looked at before.
+            if self._closed or self._own.is_whole():
                 return
             text = "the names of registry %r were removed: closing it"
             log.error(text, self._name, extra={"registry": self._name})
-            self._own.end(self._registry.table)
-            self._let_go(_REMOVED)
+            self._own.end(self._written())
+            self._let_go(REMOVED)
         self._reactor.stop()
-        self._release(_REMOVED)
-
-    def _attach_again(self, old: Attachment) -> NoReturn:  # noqa: ARG002 - nothing can follow
-        raise RegistryClosed(self._name, _DESTROYED if self._own.is_named() else _REMOVED)
+        self._release(REMOVED)
 
     # ------------------------------------------------------------------ the end
 
@@ -292,18 +308,11 @@ class SessionWrites(SessionReads):
             if here:
                 # First: what an interrupt leaves of the end must take no change any more.
                 self._let_go(_CLOSED)
-                self._own.end(self._registry.table)
+                self._own.end(self._written())
         if not here:
             with contextlib.suppress(RegistryNotFound):
                 ownership.remove(self._name, instance=self._instance)
         self.close()
-
-    def _let_go(self, reason: str) -> None:
-        """Make every later call raise ``RegistryClosed``."""
-        if not self._closed:
-            # In this order: an interrupt between the two leaves one that can still be let go.
-            self._view = detached(RegistryClosed, self._name, reason)
-            self._closed = True
 
     def after_fork_in_child(self) -> None:
         """Make every later call in the child raise ``ForkedHandle``."""
@@ -311,7 +320,10 @@ class SessionWrites(SessionReads):
         gone: Any = detached(ForkedHandle, self._name)
         if not self._released:
             # A fork in the middle of a change may return into it here.
+            for table in self._written():
+                table.revoke(gone)
             self._registry.revoke(gone)
+            self._own.control.revoke(gone)
         self._view = self._registry = gone
         # Its loop does not run here, and would be waited for.
         self._serving = None

@@ -48,6 +48,10 @@ FIGURES: Final[list[str]] = []
 KEYS: Final = 24
 CAPACITY: Final = 64
 
+#: What the table is resized to now and then, and how often that is.
+SIZES: Final = (KEYS, CAPACITY, 100)
+RESIZED: Final = 0.02
+
 NEVER, CREATED, UPDATED, ENDED = range(4)
 LIVE: Final = {CREATED, UPDATED}
 _STATUS: Final = {
@@ -171,6 +175,9 @@ def write(name: str, ledger: Ledger, rng: Random, around: Around) -> None:
 
 
 def _change(manager: SessionManager, ledger: Ledger, rng: Random) -> None:
+    if rng.random() < RESIZED:
+        manager.resize(rng.choice(SIZES))
+        return
     key = rng.randrange(KEYS)
     old, number = ledger.acknowledged(key), ledger.last + 1
     if old.kind not in LIVE:
@@ -349,11 +356,14 @@ def where_in_a_commit(name: str) -> str | None:
 
     From outside: by the change word, and by slots of a version that it does not know yet.
     """
-    offset = CONTROL_FIELDS["change"]
-    change = int.from_bytes(path_of(name).read_bytes()[offset : offset + 8], "little")
+    control = path_of(name).read_bytes()
+    change, generation = (
+        int.from_bytes(control[CONTROL_FIELDS[field] :][:8], "little")
+        for field in ("change", "generation")
+    )
     if change % 2:
         return "under an odd change word"
-    table = bytearray(path_of(name, 1).read_bytes())
+    table = bytearray(path_of(name, generation).read_bytes())
     header = TableHeader.read(table)
     assert header is not None
     geometry = header.geometry

@@ -8,13 +8,14 @@ with the standard library alone.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections import deque
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from stepper import Explorer, record
+from stepper import Explorer, current, memory_of, record, show
 from support import ME, at, make_registry, make_writer, reader_of, successor_of
 from tables import maps_of
 
@@ -22,21 +23,22 @@ from jidoka_shm import ownership, segment, seqlock
 from jidoka_shm.attachment import Attachment
 from jidoka_shm.control import Identity
 from jidoka_shm.errors import RegistryClosed, SessionNotFound
-from jidoka_shm.layout import CLOSED
+from jidoka_shm.growth import plan
+from jidoka_shm.layout import CLOSED, Geometry
 from jidoka_shm.looks import TableLook
 from jidoka_shm.maps import encode_map
 from jidoka_shm.reads import SessionReads
 from jidoka_shm.scan import scan_headers
 from jidoka_shm.session import Session
 from jidoka_shm.table import TableGone
+from jidoka_shm.writer import TableWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from stepper import Outcome, State
 
     from jidoka_shm.registry import Registry
-    from jidoka_shm.writer import TableWriter
 
 _SIZE = make_writer(4, 192).geometry.index_size
 #: X and Y share a home, so one of them lies beyond it; Z's home is where the other one may lie.
@@ -55,21 +57,29 @@ class Reader(SessionReads):
         self.renew()
 
     def renew(self) -> None:
-        table = reader_of(self._writer, verify=self._verify)
+        tables = [self._writer, *vars(self._writer).get("heirs", ())]
+        generation = self._writer.control.generation
+        table = reader_of(tables[generation - 1], verify=self._verify)
         self._view = Attachment(
             self._writer.control, table, is_named=lambda: True, cache_size=self._cache_size
         )
+        if self._view.identity[1] != generation:
+            # As attachment.py does.
+            self.renew()
 
     def remembered(self) -> object:
         view = self._view
         return (
+            view.identity[1],
             [(key, hit[1]) for key, hit in view.cache.kept.items()],
             view.listing.change,
             list(view.listing.sessions),
         )
 
     def _attach_again(self, old: Attachment) -> None:
-        raise RegistryClosed(self._name, "it was destroyed")
+        if self._writer.control.generation == old.identity[1]:
+            raise RegistryClosed(self._name, "it was destroyed")
+        self.renew()
 
     def close(self) -> None:
         pass
@@ -78,7 +88,8 @@ class Reader(SessionReads):
 class Scenario:
     """What the table holds, what its writer does, what a reader does meanwhile.
 
-    ``first`` and ``script`` are words: ``+x`` creates, ``x`` updates, ``-x`` removes.
+    ``first`` and ``script`` are words: ``+x`` creates, ``x`` updates, ``-x`` removes, and ``>``
+    goes on in the next table, once.
     """
 
     def __init__(  # noqa: PLR0913 - options, each by keyword
@@ -91,7 +102,7 @@ class Scenario:
         verify: bool = False,
         warm: Callable[[Reader], object] = lambda _: None,
     ) -> None:
-        self.writer = make_writer(4, 192)
+        self.writer = self.make_writer()
         self.writer._free = deque([0, 1, 2, 3])
         run(make_registry(self.writer), first)
         # No slot to spare but the one that any change needs: what is given back is used next.
@@ -109,6 +120,10 @@ class Scenario:
         self.explorer = Explorer(
             self.writer, self.states, lambda: read(reader), reset, reader.remembered
         )
+
+    def make_writer(self) -> TableWriter:
+        """Return the writer of an empty table."""
+        return make_writer(4, 192)
 
     def record(self, script: str) -> list[State]:
         """Return the memory before the script and after each of its stores."""
@@ -160,6 +175,95 @@ class Crash(Scenario):
         return killed + record(heir, take_over)[1:]
 
 
+class Growth(Scenario):
+    """A writer that grows at the word ``>`` of its script, and goes on in the next table."""
+
+    def make_writer(self) -> TableWriter:
+        writer = make_writer(4, 192)
+        geometry = Geometry.for_capacity(8, 192)
+        writer.heirs = [TableWriter(bytearray(geometry.size), writer.control, geometry)]
+        return writer
+
+    def record(self, script: str) -> list[State]:
+        with _given_up_in_few_steps():
+            return record(self.writer, lambda: run(make_registry(self.writer), script))
+
+
+class GrowthCrash(Growth):
+    """A writer that is killed after some stores of a growth, and its successor.
+
+    Attributes:
+        kept: how many of the script's stores it made.
+    """
+
+    def __init__(
+        self,
+        first: str,
+        script: str,
+        kept: int,
+        read: Callable[[Reader], object],
+        **options: object,
+    ) -> None:
+        self.kept = kept
+        super().__init__(first, script, read, **options)
+
+    def record(self, script: str) -> list[State]:
+        killed = super().record(script)[: self.kept + 1]
+        show(self.writer, killed[-1])
+        tables = [self.writer, *self.writer.heirs]
+        there = current(killed[-1])
+        own = SimpleNamespace(
+            _generations=lambda: [1, 2],
+            _give_up=lambda other, word: seqlock.give_up(
+                tables[other - 1].index.words, tables[other - 1].reach, word
+            ),
+        )
+        heir = successor_of(tables[there - 1])
+        heir._free = deque()
+        registry = make_registry(heir)
+
+        def take_over() -> None:
+            # As SessionManager does.
+            ownership.Ownership.discard_others(own, there)
+            registry.resume(ME)
+            heir._free = deque(list(heir._free)[:1])
+            run(registry, "+x" if heir.look_up(X) is None else "x", later=10**6)
+
+        with _given_up_in_few_steps():
+            return killed + record(self.writer, take_over)[1:]
+
+
+@contextlib.contextmanager
+def _given_up_in_few_steps() -> Iterator[None]:
+    """Have tables given up with a stop at each of the entries around the sessions only.
+
+    And with a reach that leads a look-up a few entries on, not all 255: each load is a branch.
+    """
+    give_up, reach = seqlock.give_up, seqlock.GIVEN_UP_REACH
+
+    def stop_around_the_sessions(words: memoryview, reach: memoryview, word: int) -> None:
+        give_up(words[:5], reach, word)
+        for entry in range(5, len(words) - 1):
+            words[entry] = word
+        give_up(words[-1:], reach[:0], word)
+
+    seqlock.give_up, seqlock.GIVEN_UP_REACH = stop_around_the_sessions, 6
+    try:
+        yield
+    finally:
+        seqlock.give_up, seqlock.GIVEN_UP_REACH = give_up, reach
+
+
+def grow(registry: Registry) -> None:
+    """Go on in the next table, as a manager does."""
+    old = registry.table
+    (new,) = old.heirs
+    new.fill(old, plan(old, new.geometry))
+    # As few free slots as can be, as in the first table.
+    new._free = deque(list(new._free)[:2])
+    new.follow(old, 2, lambda: setattr(registry, "table", new))
+
+
 class Destruction(Scenario):
     """A writer that destroys the registry, as ``Ownership.destroy`` does."""
 
@@ -168,29 +272,16 @@ class Destruction(Scenario):
             name="interleaved",
             control=self.writer.control,
             is_named=lambda: True,
-            _discard_tables=self._give_up,
+            _discard_tables=lambda: seqlock.give_up(
+                self.writer.index.words, self.writer.reach, CLOSED
+            ),
         )
         unlink, segment.unlink = segment.unlink, lambda name: None
         try:
-            return record(self.writer, lambda: ownership.Ownership.destroy(own))
+            with _given_up_in_few_steps():
+                return record(self.writer, lambda: ownership.Ownership.destroy(own))
         finally:
             segment.unlink = unlink
-
-    def _give_up(self) -> None:
-        """Give the table up, with a stop at each of the entries around the sessions only."""
-        words, reach = self.writer.index.words, self.writer.reach
-        seqlock.give_up(words[:5], reach, CLOSED)
-        for entry in range(5, len(words) - 1):
-            words[entry] = CLOSED
-        seqlock.give_up(words[-1:], reach[:0], CLOSED)
-
-
-def memory_of(writer: TableWriter) -> State:
-    return bytes(writer.control._memory), bytes(writer.slots.memory)
-
-
-def show(writer: TableWriter, state: State) -> None:
-    writer.control._memory[:], writer.slots.memory[:] = state
 
 
 def run(registry: Registry, script: str, *, later: int = 0) -> None:
@@ -198,6 +289,9 @@ def run(registry: Registry, script: str, *, later: int = 0) -> None:
     moment = 1000 * registry.table.next_version() + later
     for word in script.split():
         moment += 1000
+        if word == ">":
+            grow(registry)
+            continue
         key = _NAMES[word[-1]]
         metadata = {"of": str(key), "n": moment}
         if word[0] == "+":
@@ -216,10 +310,16 @@ def _owner(moment: int) -> Identity:
     return Identity(moment // 1000, 1, 1)
 
 
+def table_of(writer: TableWriter, state: State) -> tuple[bytes, Geometry]:
+    """Return the current table of a state of the memory, and its geometry."""
+    at = current(state)
+    tables = [writer, *vars(writer).get("heirs", ())]
+    return state[at], tables[at - 1].geometry
+
+
 def oracle(writer: TableWriter, state: State) -> dict[UUID, tuple[int, int]]:
     """Return which sessions a state of the memory holds, each with its version and its word."""
-    _, table = state
-    geometry = writer.geometry
+    table, geometry = table_of(writer, state)
     found = {}
     for entry in range(geometry.entries):
         (word,) = struct.unpack_from("<Q", table, geometry.index_offset + 8 * entry)
@@ -263,8 +363,9 @@ def _pid(writer: TableWriter, state: State, key: UUID) -> int | None:
     found = oracle(writer, state).get(key)
     if found is None:
         return None
-    slot = writer.geometry.slots_offset + (found[1] & 0xFFFFFF) * writer.geometry.slot_size
-    return struct.unpack_from("<I", state[1], slot + 40)[0]
+    table, geometry = table_of(writer, state)
+    slot = geometry.slots_offset + (found[1] & 0xFFFFFF) * geometry.slot_size
+    return struct.unpack_from("<I", table, slot + 40)[0]
 
 
 def check_two_look_ups(scenario: Scenario, outcome: Outcome) -> None:
@@ -319,18 +420,18 @@ def check_seen_then_listed(scenario: Scenario, outcome: Outcome) -> None:
 def check_versions(scenario: Scenario) -> None:
     """A version never stands for two records."""
     contents: dict[int, bytes] = {}
-    geometry = scenario.writer.geometry
     for state in scenario.states:
+        table, geometry = table_of(scenario.writer, state)
         for version, word in oracle(scenario.writer, state).values():
             slot = geometry.slots_offset + (word & 0xFFFFFF) * geometry.slot_size
-            record = state[1][slot : slot + geometry.slot_size]
+            record = table[slot : slot + geometry.slot_size]
             assert contents.setdefault(version, record) == record, f"{version} is used twice"
 
 
 def check_end(scenario: Scenario, first: str, script: str) -> None:
     """What the script leaves is there at its end."""
     live = {}
-    for word in [*first.split(), *script.split()]:
+    for word in [*first.split(), *script.replace(">", "").split()]:
         live[_NAMES[word[-1]]] = word[0] != "-"
     assert set(oracle(scenario.writer, scenario.states[-1])) == {key for key in live if live[key]}
 
@@ -363,7 +464,7 @@ def list_all(reader: Reader) -> object:
 
 
 def headers(reader: Reader) -> object:
-    change, rows = scan_headers(reader._view.table)
+    change, rows = reader._on_table(lambda view: scan_headers(view.table))
     return (
         change is not None,
         {UUID(bytes=bytes(row["session_id"])): int(row["version"]) for row in rows},
@@ -373,8 +474,8 @@ def headers(reader: Reader) -> object:
 
 def see_then_list(reader: Reader) -> object:
     # Another reader's look-up, so that nothing but the memory is between the two.
-    seen = reader._view.table.look_up(X)
-    return None if seen is None else seen[2], list(reader._listing().sessions.values())
+    seen = Reader(reader._writer, cache_size=0, verify=reader._verify).get(X)
+    return seen, list(reader._listing().sessions.values())
 
 
 def list_see_list(reader: Reader) -> object:

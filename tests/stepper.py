@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import jidoka_shm
+from jidoka_shm.attachment import Attachment
+from jidoka_shm.layout import CONTROL_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,9 +32,11 @@ if TYPE_CHECKING:
 
     from jidoka_shm.writer import TableWriter
 
+_GENERATION = CONTROL_FIELDS["generation"]
 _PACKAGE = str(Path(jidoka_shm.__file__).parent)
 
-State = tuple[bytes, bytes]
+#: What is in the control, in the table and, where that may grow, in the next one.
+State = tuple[bytes, ...]
 
 #: Interleavings that all explorers of this run stood for, and how many readers were run for them;
 #: conftest.py prints both.
@@ -61,10 +65,10 @@ def record(writer: TableWriter, script: Callable[[], object]) -> list[State]:
     A slot is filled by one line, but not by one store: it is taken apart into its id, the rest
     of its header, and its payload.
     """
-    states = [_memory(writer)]
+    states = [memory_of(writer)]
 
     def step(frame: FrameType, event: str, arg: object) -> Any:  # noqa: ANN401
-        _append(states, _memory(writer), writer)
+        _append(states, memory_of(writer), writer)
         return step if _traced(frame) else None
 
     sys.settrace(step)
@@ -72,25 +76,46 @@ def record(writer: TableWriter, script: Callable[[], object]) -> list[State]:
         script()
     finally:
         sys.settrace(None)
-    _append(states, _memory(writer), writer)
+    _append(states, memory_of(writer), writer)
     return states
 
 
-def _memory(writer: TableWriter) -> State:
-    return bytes(writer.control._memory), bytes(writer.slots.memory)
+def _tables(writer: TableWriter) -> list[TableWriter]:
+    """Return the writer's table, and the one that it may grow into, an attribute of tests."""
+    return [writer, *vars(writer).get("heirs", ())]
+
+
+def memory_of(writer: TableWriter) -> State:
+    """Return what is in memory now."""
+    tables = [bytes(table.slots.memory) for table in _tables(writer)]
+    return bytes(writer.control._memory), *tables
+
+
+def show(writer: TableWriter, state: State) -> None:
+    """Put into memory what was there at another time."""
+    writer.control._memory[:] = state[0]
+    for table, memory in zip(_tables(writer), state[1:], strict=True):
+        table.slots.memory[:] = memory
+
+
+def current(state: State) -> int:
+    """Return which table of a state, counted from 1, its control names."""
+    return int.from_bytes(state[0][_GENERATION : _GENERATION + 8], "little")
 
 
 def _append(states: list[State], now: State, writer: TableWriter) -> None:
-    control, table = states[-1]
-    if now == (control, table):
+    before = states[-1]
+    if now == before:
         return
-    begin = writer.slots.begin
-    if now[1][begin:] != table[begin:]:
-        assert now[1][:begin] == table[:begin]
-        slot = next(i for i in range(begin, len(table)) if now[1][i] != table[i])
-        slot -= (slot - begin) % writer.slots.slot_size
+    at = current(before)
+    old, new, table = before[at], now[at], _tables(writer)[at - 1]
+    begin = table.slots.begin
+    if new[begin:] != old[begin:]:
+        assert new[:begin] == old[:begin]
+        slot = next(i for i in range(begin, len(old)) if new[i] != old[i])
+        slot -= (slot - begin) % table.slots.slot_size
         for part in (slot + 16, slot + 64):
-            states.append((control, now[1][:part] + table[part:]))
+            states.append((*before[:at], new[:part] + old[part:], *before[at + 1 :]))
     states.append(now)
 
 
@@ -225,9 +250,7 @@ class Explorer:
             self._edges.setdefault(before, set()).add(after)
 
     def _show(self, position: int) -> None:
-        control, table = self.states[position]
-        self.writer.control._memory[:] = control
-        self.writer.slots.memory[:] = table
+        show(self.writer, self.states[position])
 
     def _key(self, frame: FrameType | None) -> object:
         frames = []
@@ -253,4 +276,6 @@ def _frozen(value: object) -> object:
         return value.tobytes()
     if type(value).__name__ in {"UUID", "Session"}:
         return hash(value)
+    if isinstance(value, Attachment):
+        return vars(value).get("identity", (None, None))[1]
     return type(value).__name__

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from jidoka_shm.control import ControlWriter, Identity
+from jidoka_shm.growth import refuse
 from jidoka_shm.layout import CONTROL_SIZE, Geometry
 from jidoka_shm.marks import Instant
 from jidoka_shm.registry import Registry
@@ -41,9 +42,11 @@ def successor_of(writer: TableWriter) -> TableWriter:
     return TableWriter(writer.slots.memory, writer.control, writer.geometry)
 
 
-def make_registry(writer: TableWriter, *, cleanup_delay: int = 50) -> Registry:
+def make_registry(
+    writer: TableWriter, *, cleanup_delay: int = 50, make_room: Callable[..., object] = refuse
+) -> Registry:
     """Return the rules over a writer; the delay is in nanoseconds."""
-    return Registry(writer, writer.control, cleanup_delay=cleanup_delay)
+    return Registry(writer, writer.control, cleanup_delay=cleanup_delay, make_room=make_room)
 
 
 def at(moment: int) -> Instant:

@@ -198,7 +198,7 @@ def test_a_client_raises_what_a_manager_raises(listening: SessionManager, case: 
 def test_a_full_registry_and_a_dead_owner_are_what_they_are_for_a_manager(name: str) -> None:
     dead = forked(lambda: None)
     exit_code(dead)
-    with SessionManager(name, capacity=1, listen=True) as manager:
+    with SessionManager(name, capacity=1, grow=False, listen=True) as manager:
         with SessionClient(name) as client:
             with pytest.raises(OwnerNotAlive):
                 client.create_session(pid=dead)

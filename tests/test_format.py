@@ -786,6 +786,19 @@ class TestStates:
             manager.update_session(still.sid, metadata={"n": 2})
             assert_same(reader, still.name)
 
+    @pytest.mark.parametrize("sizes", [(100, 128), (1, 1024)])
+    def test_growth_by_a_manager(self, still: Still, sizes: tuple[int, int]) -> None:
+        reader = attach(still.name, 30)
+        with SessionManager(still.name) as manager:
+            assert_same(reader, still.name)
+            generation = reader._table.generation
+            manager.resize(*sizes)
+            assert_same(reader, still.name)
+            manager.update_session(still.sid, metadata={"n": 2})
+            manager.create_session()
+            assert_same(reader, still.name)
+            assert reader._table.generation > generation
+
     def test_created_after_a_growth(self, still: Still) -> None:
         reader = attach(still.name, 30)
         assert still.read(still.table, still.geometry.reach_offset + still.other_home, 1) == b"\0"

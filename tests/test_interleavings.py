@@ -8,8 +8,11 @@ import pytest
 from interleavings import (
     Crash,
     Destruction,
+    Growth,
+    GrowthCrash,
     Scenario,
     check_closed,
+    check_end,
     check_glance,
     check_headers,
     check_list,
@@ -29,7 +32,7 @@ from interleavings import (
     remember,
     see_then_list,
 )
-from stepper import TOTALS
+from stepper import TOTALS, current
 
 import jidoka_shm.writer
 
@@ -159,6 +162,58 @@ def test_a_successor_goes_on_beside_readers(
     stores = len(Scenario("+y +x", script, look_up).states) - 1
     for kept in range(part, stores + 1, 3):
         crash = Crash("+y +x", script, kept, read, **options)
+        check_versions(crash)
+        _explore(check, [crash])
+
+
+#: What may be read beside a growth, how that is judged, and beside which ones it is read.
+BESIDE_GROWTH = {
+    "plain": (look_up, check_look_up, {}, ["> x", "x >", "-x > +x"]),
+    "verified": (look_up, check_look_up, {"verify": True}, ["> x", "-x > +x"]),
+    "cached": (
+        look_up,
+        check_look_up,
+        {"cache_size": 8, "warm": look_up},
+        ["> x", "> -x", "-x > +x"],
+    ),
+    "twice": (look_up_twice, check_two_look_ups, {"cache_size": 8}, ["> x"]),
+    "glance": (glance, check_glance, {}, ["> x", "-x > +x"]),
+    "list": (list_all, check_list, {}, ["> x", "> +z"]),
+    "list again": (list_all, check_list, {"warm": list_all}, ["> x", "x >"]),
+    "headers": (headers, check_headers, {}, ["> x", "-x > +x"]),
+    "seen": (see_then_list, check_seen_then_listed, {"warm": list_all}, ["> x"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "script"),
+    [(kind, script) for kind in BESIDE_GROWTH for script in BESIDE_GROWTH[kind][3]],
+)
+def test_a_growth_is_seen_by_nobody(kind: str, script: str) -> None:
+    read, check, options, _ = BESIDE_GROWTH[kind]
+    growth = Growth("+y +x", script, read, **options)
+    check_end(growth, "+y +x", script)
+    check_versions(growth)
+    _explore(check, [growth])
+
+
+@pytest.mark.parametrize(
+    ("read", "check", "options"),
+    [
+        (look_up, check_look_up, {}),
+        (look_up, check_look_up, {"cache_size": 8, "warm": look_up}),
+        (list_all, check_list, {"warm": list_all}),
+    ],
+    ids=["look-up", "cached", "list again"],
+)
+def test_a_successor_goes_on_from_the_middle_of_a_growth(
+    read: object, check: object, options: dict[str, object]
+) -> None:
+    states = Growth("+y +x", ">", look_up).states
+    committed = [current(state) for state in states].index(2)
+    # Not yet committed; committed; its reach given up; some of its words; all of them.
+    for kept in (committed - 1, committed, committed + 1, committed + 4, len(states) - 1):
+        crash = GrowthCrash("+y +x", ">", kept, read, **options)
         check_versions(crash)
         _explore(check, [crash])
 

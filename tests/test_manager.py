@@ -53,6 +53,7 @@ from jidoka_shm import (
     SessionStatus,
     VersionConflict,
     WriterAlreadyRunning,
+    growing,
     processes,
     reactor,
     segment,
@@ -150,7 +151,7 @@ def test_new_ids_differ(manager: SessionManager) -> None:
 
 
 def test_a_full_registry_refuses_and_a_removal_makes_room(name: str) -> None:
-    with SessionManager(name, capacity=3, cleanup_delay=0) as manager:
+    with SessionManager(name, capacity=3, grow=False, cleanup_delay=0) as manager:
         sids = [manager.create_session() for _ in range(3)]
         state = _state(manager)
         with pytest.raises(RegistryFull) as caught:
@@ -772,9 +773,10 @@ def test_deadlines_go_on_in_the_next_manager(name: str) -> None:
 def test_what_is_taken_over_keeps_its_geometry(name: str) -> None:
     with _manager(name, capacity=8, slot_size=256) as manager:
         manager.create_session()
-    with _manager(name, capacity=100, slot_size=1024) as successor:
-        stats = successor.stats()
-        assert (stats.capacity, stats.slot_size, stats.sessions) == (8, 256, 1)
+    for options in ({"capacity": 100, "grow": False}, {"capacity": 4}):
+        with _manager(name, slot_size=1024, **options) as successor:
+            stats = successor.stats()
+            assert (stats.capacity, stats.slot_size, stats.sessions) == (8, 256, 1)
 
 
 def test_what_is_taken_over_gets_the_mode_asked_for(name: str) -> None:
@@ -1067,8 +1069,7 @@ STEPS = [
     (ControlWriter, "complete", 1),
     (manager_module, "TableWriter", 1),
     (manager_module, "Registry", 1),
-    (manager_module, "Attachment", 1),
-    (segment, "names", 2),
+    (growing, "Attachment", 1),
     (reactor.selectors, "DefaultSelector", 1),
     (reactor.asyncio, "SelectorEventLoop", 1),
     (threading, "Thread", 1),
@@ -1109,7 +1110,7 @@ def test_a_constructor_that_fails_leaves_no_thread_no_descriptor_and_no_name(
 @pytest.mark.parametrize(
     ("target", "attribute", "call"),
     [
-        *(step for step in STEPS[11:] if step != (segment, "names", 2)),
+        *STEPS[11:],
         (segment, "names", 1),
         (Registry, "resume", 1),
         (TableWriter, "resume", 1),

@@ -1,7 +1,8 @@
 """The registry against a plain dict: any order of calls, crashes and look-ups, checked each step.
 
-All ids fall on three home entries of a table for eight sessions, so that probing, reaches, full
-tables and reused slots are the rule. Each step ends with ``check()`` and with the answers of two
+The table begins with room for two sessions, may grow to eight by itself, and is resized besides. Ids
+fall on few home entries, so that probing, reaches, full tables and reused slots are the rule. Each
+step ends with ``check()`` and with the answers of two
 readers, one that was there from the beginning and one with a cache.
 """
 
@@ -33,16 +34,20 @@ from jidoka_shm.errors import (
     SessionNotFound,
     VersionConflict,
 )
+from jidoka_shm.growth import plan
+from jidoka_shm.layout import Geometry
 from jidoka_shm.maps import encode_map, encode_maps
 from jidoka_shm.registry import EXPIRED
 from jidoka_shm.session import MOVES, SessionStatus
+from jidoka_shm.writer import TableWriter
 
 if TYPE_CHECKING:
     from jidoka_shm.session import Session
 
-CAPACITY = 8
+#: Sessions that fit at first, that it may grow to, and that it may be resized to.
+CAPACITY, LIMIT, MOST = 2, 8, 12
 DELAY = 50
-SIZE = make_writer(CAPACITY, 256).geometry.index_size
+SIZE = make_writer(LIMIT, 256).geometry.index_size
 
 ids = st.builds(lambda home, k: UUID(int=home + k * SIZE), st.integers(0, 2), st.integers(0, 4))
 statuses = st.sampled_from(SessionStatus)
@@ -61,10 +66,41 @@ class Model(RuleBasedStateMachine):
     def begin(self) -> None:
         self.now = 1000
         self.live: dict[UUID, dict[str, object]] = {}
-        self.writer = make_writer(CAPACITY, 256)
-        self.registry = make_registry(self.writer, cleanup_delay=DELAY)
+        self.first = self.writer = make_writer(CAPACITY, 256)
+        self.first.heirs = []
+        self._write(self.writer)
         self.old = Reader(self.writer, cache_size=0, verify=self.verify)
         self.cached = Reader(self.writer, cache_size=4, verify=self.verify)
+
+    def _write(self, writer: TableWriter) -> None:
+        self.writer = writer
+        self.registry = make_registry(writer, cleanup_delay=DELAY, make_room=self._make_room)
+
+    def _make_room(self, newcomer: UUID, full: RegistryFull) -> None:
+        """Grow as a manager does."""
+        capacity = min(2 * self.writer.geometry.capacity, LIMIT)
+        if capacity <= self.writer.geometry.capacity:
+            raise full
+        self._move(capacity, newcomer)
+
+    def _move(self, capacity: int, newcomer: UUID | None = None) -> None:
+        old, control = self.writer, self.writer.control
+        geometry = Geometry.for_capacity(capacity, 256)
+        new = TableWriter(bytearray(geometry.size), control, geometry)
+        new.fill(old, plan(old, geometry, newcomer))
+        self.first.heirs.append(new)
+        new.follow(old, control.generation + 1, lambda: setattr(self.registry, "table", new))
+        self.writer = new
+
+    @rule(capacity=st.integers(1, MOST))
+    def resize(self, capacity: int) -> None:
+        if capacity < len(self.live):
+            before = self.first.control.generation
+            with pytest.raises(RegistryFull):
+                self._move(capacity)
+            assert self.first.control.generation == before
+        else:
+            self._move(capacity)
 
     def _fails(
         self, expected: type[Exception], call: object, *args: object, **fields: object
@@ -85,7 +121,7 @@ class Model(RuleBasedStateMachine):
         }
         if key in self.live:
             self._fails(SessionExists, self.registry.create, key, **fields)
-        elif len(self.live) == CAPACITY:
+        elif len(self.live) >= max(LIMIT, self.writer.geometry.capacity):
             self._fails(RegistryFull, self.registry.create, key, **fields)
         else:
             made = self.registry.create(key, now=at(self.now), **fields)
@@ -104,8 +140,6 @@ class Model(RuleBasedStateMachine):
     @rule(key=ids, metadata=large)
     def create_too_large(self, key, metadata) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001
         error = SessionExists if key in self.live else RecordTooLarge
-        if key not in self.live and len(self.live) == CAPACITY:
-            error = RegistryFull
         maps = encode_maps(metadata, None)
         self._fails(error, self.registry.create, key, ttl=None, owner=None, maps=maps)
 
@@ -164,7 +198,7 @@ class Model(RuleBasedStateMachine):
             }
 
     @precondition(lambda self: len(self.registry.owners))
-    @rule(which=st.integers(0, 99), limit=st.integers(1, CAPACITY))
+    @rule(which=st.integers(0, 99), limit=st.integers(1, LIMIT))
     def an_owner_ended(self, which: int, limit: int) -> None:
         owner = list(self.registry.owners)[which % len(self.registry.owners)]
         its = self.registry.owners.sessions_of(owner)
@@ -200,8 +234,7 @@ class Model(RuleBasedStateMachine):
     @rule()
     def another_writer(self) -> None:
         """The writer is gone at rest; the next one takes up what is there, deadlines too."""
-        self.writer = successor_of(self.writer)
-        self.registry = make_registry(self.writer, cleanup_delay=DELAY)
+        self._write(successor_of(self.writer))
         assert self.registry.resume(ME) == (len(self.live), ())
 
     @rule(key=ids)

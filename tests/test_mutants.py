@@ -14,6 +14,7 @@ import pytest
 from interleavings import (
     Crash,
     Destruction,
+    Growth,
     Scenario,
     check_closed,
     check_end,
@@ -315,6 +316,57 @@ CASES = [
     ),
     (
         Mutant(
+            "a growth stores the generation before it gives the old table up",
+            "writer",
+            "TableWriter.follow",
+            "self.control.advance(generation)",
+            "seqlock.give_up(old.index.words, old.reach, MOVED)\n"
+            "    self.control.advance(generation)",
+        ),
+        ("+x", ">", *LOOK_UP),
+    ),
+    (
+        Mutant(
+            "a growth gives the old table up before the next commit",
+            "writer",
+            "TableWriter.follow",
+            "seqlock.give_up(old.index.words, old.reach, MOVED)",
+            "pass",
+        ),
+        ("+x", "> x", *CACHED),
+    ),
+    (
+        Mutant(
+            "each entry of a table is given up",
+            "seqlock",
+            "give_up",
+            "range(len(words))",
+            "range(3, len(words))",
+        ),
+        ("+x", "> -x", *CACHED),
+    ),
+    (
+        Mutant(
+            "each reach of a table is given up",
+            "seqlock",
+            "give_up",
+            "reach[:] = bytes([GIVEN_UP_REACH]) * len(reach)",
+            "pass",
+        ),
+        ("", "> +x", *LOOK_UP),
+    ),
+    (
+        Mutant(
+            "a growth takes each session along at its entry and word",
+            "writer",
+            "TableWriter.fill",
+            "self._words[plan.entries] = plan.words",
+            "self._words[plan.entries] = plan.words[::-1]",
+        ),
+        ("+y +x", ">", *LOOK_UP),
+    ),
+    (
+        Mutant(
             "closing makes the change word odd before it closes the index",
             "ownership",
             "Ownership.destroy",
@@ -341,14 +393,14 @@ def _judge(
     first: str, script: str, read: Callable, check: Callable, options: dict[str, object]
 ) -> None:
     """Run a case over every interleaving, as the tests of the real functions do."""
-    kind = Destruction if check is check_closed else Scenario
+    kind = Destruction if check is check_closed else Growth if ">" in script else Scenario
     options = dict(options)
     kill = options.pop("kill", False)
     scenarios = [kind(first, script, read, **options)]
     if kill:
         stores = range(len(scenarios[0].states))
         scenarios = [Crash(first, script, kept, read, **options) for kept in stores]
-    if kind is Scenario and not kill:
+    if kind is not Destruction and not kill:
         check_end(scenarios[0], first, script)
     for scenario in scenarios:
         check_versions(scenario)

@@ -409,7 +409,7 @@ def test_fault_reads_wait_for_a_stop(keeping: SessionManager, name: str) -> None
 
 
 def test_fault_a_create_that_fails_leaves_an_entry_for_ever(name: str) -> None:
-    with SessionManager(name, capacity=1, cleanup_delay=0) as manager:
+    with SessionManager(name, capacity=1, grow=False, cleanup_delay=0) as manager:
         sid = manager.create_session()
         for failing in (
             manager.create_session,

@@ -838,7 +838,7 @@ def test_revoking_closes_the_registry_and_removes_the_name_that_is_left(
     own, memory, header, _ = _claim(name)
     table = SessionTable(memory, own.control.change, header.geometry)
     path_of(name, generation).unlink()
-    own.revoke(table)
+    own.revoke([table])
     assert own.control.change[0] % 2 == 1
     assert set(_index(memory)) == {CLOSED}
     own.release()
@@ -852,7 +852,7 @@ def test_revoking_leaves_the_names_of_a_successor(name: str) -> None:
     path_of(name, 1).unlink()
     other, theirs, _, found = _claim(name)
     assert not found
-    own.revoke(table)
+    own.revoke([table])
     assert set(_index(memory)) == {CLOSED}
     assert other.is_whole()
     assert not any(_index(theirs))

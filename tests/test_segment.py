@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -222,8 +223,27 @@ def test_more_than_there_is_cannot_be_reserved(made: int) -> None:
     with pytest.raises(RegistryFull) as caught:
         segment.reserve(made, needed)
     assert caught.value.needed == needed > caught.value.available
-    # What the failed call did reserve is not held any longer than the object.
-    os.ftruncate(made, 0)
+
+
+def test_what_cannot_be_reserved_is_not_tried_at_everybody_elses_expense(
+    made: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = os.statvfs(segment.SHM_DIRECTORY)
+    full = SimpleNamespace(f_blocks=room.f_blocks, f_bavail=3, f_frsize=4096)
+    monkeypatch.setattr(os, "fstatvfs", lambda _: full)
+    monkeypatch.setattr(os, "posix_fallocate", lambda *_: pytest.fail("it was tried"))
+    with pytest.raises(RegistryFull) as caught:
+        segment.reserve(made, 3 * 4096 + 1)
+    assert (caught.value.needed, caught.value.available) == (3 * 4096 + 1, 3 * 4096)
+
+
+def test_a_shm_without_a_size_of_its_own_is_asked(
+    made: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlimited = SimpleNamespace(f_blocks=0, f_bavail=0, f_frsize=4096)
+    monkeypatch.setattr(os, "fstatvfs", lambda _: unlimited)
+    segment.reserve(made, SIZE)
+    assert segment.size_of(made) == SIZE
 
 
 def test_another_failure_to_reserve_is_that_failure(

@@ -300,11 +300,34 @@ def test_what_no_option_says_is_as_the_manager_has_it() -> None:
     assert {key: given[key] for key in shared} == {key: parameters[key].default for key in shared}
 
 
-def test_what_is_taken_over_keeps_its_size(place: Place, registry: str) -> None:
+def test_what_is_taken_over_gets_the_capacity_that_is_asked_for_at_least(
+    place: Place, registry: str
+) -> None:
     _fill(registry, 1)
-    with Service(place, registry) as service, SessionReader(registry) as reader:
-        assert (reader.stats().sessions, reader.stats().capacity) == (1, 16)
-        assert service.end()[0] == 0
+    for asked, capacity in (("8", 16), ("100", 100)):
+        with (
+            Service(place, registry, "--capacity", asked) as service,
+            SessionReader(registry) as reader,
+        ):
+            assert (reader.stats().sessions, reader.stats().capacity) == (1, capacity)
+            assert service.end()[0] == 0
+
+
+def test_it_grows_up_to_its_largest_capacity(place: Place, registry: str) -> None:
+    with (
+        Service(place, registry, "--capacity", "4", "--max-capacity", "6") as service,
+        SessionClient(registry) as client,
+    ):
+        for _ in range(6):
+            client.create_session()
+        with pytest.raises(RegistryFull):
+            client.create_session()
+        assert client.stats().capacity == 6
+        status, log = service.end()
+        assert status == 0
+        assert (
+            f"registry '{registry}': room for 6 sessions of 512 bytes now, and for 4 before" in log
+        )
 
 
 def test_it_may_have_all_the_descriptors_that_the_system_gives(place: Place, registry: str) -> None:

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def manager(name: str) -> Iterator[SessionManager]:
     """A manager in whose registry what is terminated stays visible."""
-    with SessionManager(name, capacity=64, cleanup_delay=3600) as made:
+    with SessionManager(name, capacity=64, grow=False, cleanup_delay=3600) as made:
         yield made
         made.unlink()
 

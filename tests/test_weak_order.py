@@ -17,14 +17,15 @@ from support import make_writer, reader_of, session
 
 from jidoka_shm import seqlock, table
 from jidoka_shm.errors import CorruptRegistry
-from jidoka_shm.layout import SLOT_MASK
+from jidoka_shm.growth import plan
+from jidoka_shm.layout import MOVED, SLOT_MASK, Geometry
 from jidoka_shm.scan import scan_sessions
+from jidoka_shm.writer import TableWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from jidoka_shm.table import SessionTable
-    from jidoka_shm.writer import TableWriter
 
 SID = UUID(int=5)
 CREATED = "2026-01-02T03:04:05.678901+00:00"
@@ -184,6 +185,27 @@ def test_without_its_fences_a_commit_is_seen_whole_or_read_again(kind: str, *, c
     assert seen - {RETRY} == {str(old), str(new)}
     # A removal writes no record; of the others some orders show the word before its record.
     assert (RETRY in seen) == (kind != "remove")
+
+
+def test_a_growth_fences_its_generation_from_what_is_before_and_after() -> None:
+    """T2: whoever reads the generation finds the table, and whoever is sent on, the generation."""
+    old = _used(there=True)
+    geometry = Geometry.for_capacity(6, 128)
+    new = TableWriter(bytearray(geometry.size), old.control, geometry)
+    looks: list[tuple[bool, int, bool]] = []
+
+    def look() -> None:
+        whole = new.look_up(SID) is not None
+        looks.append(
+            (whole, old.control.generation, any(word == MOVED for word in old.index.words))
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seqlock, "fence", look)
+        new.fill(old, plan(old, geometry))
+        new.follow(old, 2, lambda: None)
+    assert looks == [(True, 1, False), (True, 2, False)]
+    assert set(old.index.words) == {MOVED}
 
 
 @pytest.mark.parametrize("other", [SID.int, 9])

@@ -38,8 +38,17 @@ _LOOK: Final = 1000
     default=arguments.CAPACITY,
     metavar="SESSIONS",
     show_default=True,
-    help="Sessions that fit into a new registry.",
+    help="Sessions that fit at first.",
 )
+@click.option(
+    "--max-capacity",
+    type=click.IntRange(min=1),
+    default=arguments.MAX_CAPACITY,
+    metavar="SESSIONS",
+    show_default=True,
+    help="Sessions that it may grow to.",
+)
+@click.option("--grow/--no-grow", default=True, show_default=True, help="Whether it may grow.")
 @click.option(
     "--slot-size",
     type=click.IntRange(min=1),
@@ -92,7 +101,8 @@ def serve(name: str, *, log_level: str, log_json: bool, **options: Any) -> int: 
     """Be the writer of the registry NAME, and answer its clients until a signal ends it.
 
     The registry is made, or taken over from a writer that has ended; what was taken over keeps its
-    capacity and its slot size. At the end all sessions stay for the next writer.
+    slot size, and its capacity where that is larger. It grows where a new session finds no room. At
+    the end all sessions stay for the next writer.
 
     It logs to standard error. Exit status: 0 where SIGTERM, SIGINT or SIGHUP ended it; 1 where the
     registry has a living writer, cannot be made or taken over, or was removed; 2 wrong usage.
