@@ -7,6 +7,7 @@ row fails it.
 from __future__ import annotations
 
 import enum
+import functools
 import inspect
 import math
 from decimal import Decimal
@@ -207,10 +208,14 @@ def _flag(name: str) -> list[Row]:
     return _rows(TypeError, f"{name} is of type ", *wrong)
 
 
-_CAPACITIES = [
-    *_rows(TypeError, "capacity is of type ", None, *_NO_WHOLES),
-    *_rows(ValueError, "capacity is ", -1, 0, 2**24 - 15, 2**64 - 1, 2**64, HUGE, -HUGE, Whole(0)),
-]
+def _capacities(name: str) -> list[Row]:
+    beyond = (2**24 - 15, 2**64 - 1, 2**64, HUGE)
+    return [
+        *_rows(TypeError, f"{name} is of type ", None, *_NO_WHOLES),
+        *_rows(ValueError, f"{name} is ", -1, 0, -HUGE, Whole(0), *beyond),
+    ]
+
+
 _SLOT_SIZES = [
     *_rows(TypeError, "slot_size is of type ", None, *_NO_WHOLES),
     *_rows(ValueError, "slot_size is ", -64, 0, 64, 127, 129, 500, 2**24 + 64, 2**64, HUGE, -HUGE),
@@ -265,7 +270,7 @@ _ANYTHING: list[Row] = []
 #: What each argument of each public call refuses.
 ROWS: dict[tuple[str, str], list[Row]] = {
     ("SessionManager", "name"): _NAMES,
-    ("SessionManager", "capacity"): _CAPACITIES,
+    ("SessionManager", "capacity"): _capacities("capacity"),
     ("SessionManager", "slot_size"): _SLOT_SIZES,
     ("SessionManager", "cleanup_delay"): _seconds("cleanup_delay"),
     ("SessionManager", "mode"): _MODES,
@@ -273,6 +278,10 @@ ROWS: dict[tuple[str, str], list[Row]] = {
     ("SessionManager", "listen"): _flag("listen"),
     ("SessionManager", "wait"): _seconds("wait"),
     ("SessionManager", "max_clients"): _counts("max_clients"),
+    ("SessionManager", "max_capacity"): _capacities("max_capacity"),
+    ("SessionManager", "grow"): _flag("grow"),
+    ("resize", "capacity"): _capacities("capacity"),
+    ("resize", "slot_size"): [row for row in _SLOT_SIZES if row.value is not None],
     ("SessionReader", "name"): _NAMES,
     ("SessionReader", "timeout"): _seconds("timeout"),
     ("SessionReader", "cache_size"): _counts("cache_size"),
@@ -303,6 +312,9 @@ ROWS: dict[tuple[str, str], list[Row]] = {
     ("get", "session_id"): _IDS,
     ("get", "default"): _ANYTHING,
     ("list_sessions", "status"): _STATUSES,
+    ("changes", "timeout"): _seconds("timeout", none=True),
+    ("changes", "since"): [row for row in _counts("since") if row.value is not None],
+    ("changes", "latency"): _seconds("latency"),
     ("make", "session_id"): [row for row in _IDS if row.value is not None],
     ("make", "status"): [*_STATUSES, Row(None, ValueError, "None is no status: use")],
     ("make", "pid"): _MADE_PIDS,
@@ -385,7 +397,18 @@ def _calls(setting: Setting, call: str, argument: str) -> list[Callable[[Any], o
             lambda value: getattr(setting.client, call)(**right | {argument: value}),
             lambda value: _pipelined(setting.client, call, right | {argument: value}),
         ]
-    return [getattr(handle, call) for handle in (setting.manager, setting.reader, setting.client)]
+    if call == "resize":
+        right = {"capacity": 8}
+        return [lambda value: setting.manager.resize(**right | {argument: value})]
+    handles = (setting.manager, setting.reader, setting.client)
+    if call == "changes":
+        return [functools.partial(_watched, handle, argument) for handle in handles]
+    return [getattr(handle, call) for handle in handles]
+
+
+def _watched(handle: SessionReader | SessionManager, argument: str, value: object) -> None:
+    changes: Any = handle.changes
+    changes(**{argument: value})
 
 
 def _pipelined(client: SessionClient, call: str, arguments: dict[str, Any]) -> None:
