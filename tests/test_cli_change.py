@@ -203,12 +203,16 @@ def test_a_name_that_reads_as_an_option_is_told_where_to_go(command: Command) ->
     one_line(command("create", "--", "-name"), 3, "no registry '-name'")
 
 
-def test_a_way_out_is_said_in_the_commands_own_options(
-    command: Command, manager: SessionManager
-) -> None:
+def test_a_way_out_is_said_in_the_commands_own_options(command: Command, name: str) -> None:
+    with SessionManager(name, capacity=2, grow=False, listen=True) as manager:
+        _check_ways_out(command, manager)
+        manager.unlink()
+
+
+def _check_ways_out(command: Command, manager: SessionManager) -> None:
     large = f'{{"a": "{"x" * 600}"}}'
     one_line(command("create", manager.name, "--metadata", large), 1, "--fresh", "--slot-size")
-    for _ in range(manager.stats().capacity - 1):
+    for _ in range(2):
         manager.create_session()
     one_line(command("create", manager.name), 1, "0 are free", "a larger --capacity")
     assert "--mode 640 or 644" in failures.end_of(RegistryForbidden("n", 5))[1]

@@ -297,7 +297,7 @@ class Programs(NamedTuple):
 @pytest.mark.usefixtures("place")
 def test_each_error_has_its_status(programs: Programs, registry: str) -> None:
     assert programs.answer("GET", uuid4()) == 503
-    with SessionManager(registry, capacity=1, listen=True) as manager:
+    with SessionManager(registry, capacity=1, grow=False, listen=True) as manager:
         sid = manager.create_session()
         assert programs.answer("GET", sid) == 200
         assert programs.answer("GET", uuid4()) == 404
@@ -321,7 +321,7 @@ def test_each_error_has_its_status(programs: Programs, registry: str) -> None:
 def test_a_body_that_is_no_object_of_json_is_the_clients_fault(
     programs: Programs, registry: str, body: bytes
 ) -> None:
-    with SessionManager(registry, capacity=2, listen=True) as manager:
+    with SessionManager(registry, capacity=2, grow=False, listen=True) as manager:
         assert programs.ask_wsgi("POST", body) == "400 Bad Request"
         assert programs.ask_asgi("POST", body) == 400
         assert len(manager) == 0

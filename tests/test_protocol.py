@@ -318,6 +318,8 @@ ERRORS: list[JidokaError] = [
     errors.InvalidName("'a b'"),
     errors.InvalidMetadata('metadata["a"][3]', "is b'x' (bytes)"),
     errors.RecordTooLarge(600, 480),
+    errors.SessionNotStarted("['agent']", "exited with status 3", 3),
+    errors.SessionNotSupervised(ID),
     errors.RegistryFull(1, 0, "slots"),
     errors.RegistryNotFound("r", 0.5),
     errors.RegistryClosed("r", "its manager is gone"),

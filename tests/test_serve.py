@@ -19,7 +19,8 @@ import textwrap
 import threading
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -37,7 +38,7 @@ from jidoka_shm import (
     WriterUnavailable,
 )
 from jidoka_shm.cli import logs
-from jidoka_shm.cli.serve import serve
+from jidoka_shm.cli.serve import _report, serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -673,3 +674,16 @@ def test_the_readmes_service_is_one(place: Place, registry: str) -> None:
     assert listed.endswith('\t{"n": 1}')
     assert status == "0"
     assert "Traceback" not in run.stderr
+
+
+def test_a_signal_that_comes_as_it_is_ignored_is_not_reported() -> None:
+    """CPython's traceback of it would look like a fault; whatever else nobody can catch is told."""
+    told: list[Any] = []
+    for error in (
+        OSError("Signal 15 ignored due to race condition"),
+        OSError("else"),
+        ValueError(),
+    ):
+        found: Any = SimpleNamespace(exc_value=error)
+        _report(told.append, found)
+    assert [str(each.exc_value) for each in told] == ["else", ""]

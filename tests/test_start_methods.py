@@ -243,11 +243,14 @@ def test_a_thread_may_fork_while_another_changes_and_a_child_may_live_on(
 ) -> None:
     pids: list[int] = []
     end, begin = os.pipe()
+    # Its mapping lives on in the child as well.
+    reader = SessionReader(manager.name)
 
     def in_the_child() -> None:
         os.close(begin)
         os.read(end, 1)
         assert descriptors_of(path_of(manager.name)) != []
+        assert SID in reader
         with pytest.raises(ForkedHandle):
             manager.list_sessions()
 
@@ -259,7 +262,7 @@ def test_a_thread_may_fork_while_another_changes_and_a_child_may_live_on(
             break
     thread.join()
     manager.close()
-    with SessionManager(manager.name) as successor:
+    with SessionManager(manager.name, capacity=64) as successor:
         assert SID in successor
         os.close(begin)
         os.close(end)
@@ -267,6 +270,7 @@ def test_a_thread_may_fork_while_another_changes_and_a_child_may_live_on(
         assert successor.writer_alive
         with pytest.raises(WriterAlreadyRunning):
             SessionManager(manager.name)
+    reader.close()
 
 
 # ---------------------------------------------------------------------------- how a child ends
@@ -408,7 +412,7 @@ def test_a_killed_writers_child_keeps_nothing_and_ends_without_a_trace(name: str
         assert script.line() == "asleep"
         script.kill()
         # With no wait at all.
-        with SessionManager(name) as manager:
+        with SessionManager(name, capacity=8) as manager:
             assert manager.recovery
             assert (manager.recovery.kept, manager.recovery.clean) == (1, False)
             manager.update_session(sid, metadata={"number": 2})

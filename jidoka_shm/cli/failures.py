@@ -46,8 +46,10 @@ PROGRAM: Final = "jidoka-shm"
 #: How the way out of an error reads for who types commands.
 _OPTIONS: Final = {
     "fresh=True": "--fresh",
-    "a larger slot_size": "a larger --slot-size",
-    "a larger capacity": "a larger --capacity",
+    "resize() the registry with a larger slot_size": (
+        "make the registry anew, by 'serve' with --fresh and a larger --slot-size"
+    ),
+    "a larger capacity: by max_capacity, or by resize()": "a larger --capacity or --max-capacity",
     "a larger max_clients": "a larger --max-clients",
     "mode=0o640 or 0o644": "--mode 640 or 644",
 }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import resource
 import select
 import signal
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -20,6 +22,7 @@ from .failures import DONE, Refused, end_of
 from .options import FileMode, bad_values_are_wrong_usage, name_argument
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
     from typing import Self
 
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 #: How often a manager is asked whether it still has its registry, in milliseconds. It looks
 #: itself every half second.
 _LOOK: Final = 1000
+
+#: What CPython says of a signal that came before it was ignored and is handled after.
+_RACE: Final = "ignored due to race condition"
 
 
 @click.command()
@@ -231,8 +237,20 @@ class _Signals:
 
     def __exit__(self, *exc_info: object) -> None:
         # Ignored, not restored: the process ends now, and a signal more must not change its status.
+        sys.unraisablehook = functools.partial(_report, sys.unraisablehook)
         for number in self._numbers:
             signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
         for descriptor in self._pipe:
             os.close(descriptor)
+
+
+def _report(
+    report: Callable[[sys.UnraisableHookArgs], object], found: sys.UnraisableHookArgs
+) -> None:
+    """Report what nobody can catch, but for a signal that came just before it was ignored.
+
+    CPython has a traceback for it, and it is one more signal that ends what is ending.
+    """
+    if not (isinstance(found.exc_value, OSError) and _RACE in str(found.exc_value)):
+        report(found)
