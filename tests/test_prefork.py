@@ -42,8 +42,10 @@ GUNICORN, PRELOADED, UVICORN, IN_MASTER = LINES
 BESIDE = {
     "gunicorn": GUNICORN,
     "gunicorn --preload": PRELOADED,
-    # Stopped by a test for a while, a worker is not to be replaced on a busy machine.
-    "uvicorn": f"{UVICORN} --timeout-worker-healthcheck 60",
+    # Stopped by a test for a while, a worker is not to be replaced on a busy machine. But one that
+    # is killed while its master waits for its health is missed for as long, and none takes its place
+    # before: the master holds the other end of the pipe that it waits for, too.
+    "uvicorn": f"{UVICORN} --timeout-worker-healthcheck {LIMIT / 3:.0f}",
 }
 WITHIN = {"gunicorn": IN_MASTER, "gunicorn --preload": f"{IN_MASTER} --preload"}
 
