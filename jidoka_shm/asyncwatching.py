@@ -72,8 +72,10 @@ class AsyncChanges(AsyncIterator[Change]):
             nonlocal timer
             try:
                 pause = self._watch.poll(deadline)
-            except Exception:  # noqa: BLE001 - the step that follows meets it too
-                pause = None
+            except Exception as error:  # noqa: BLE001 - who waits gets it
+                # Here: a step that follows at once does not look again, so it would not meet it.
+                ready.set_exception(error)
+                return
             if pause is not None:
                 timer = loop.call_later(pause, poll)
             elif not ready.done():
