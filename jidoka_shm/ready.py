@@ -52,6 +52,12 @@ def session_ready(*, timeout: float = 30.0) -> bool:
             return channel.recv(1) == KNOWN
         except ConnectionError:
             return False
+        except (TimeoutError, BlockingIOError):  # the latter with a timeout of 0
+            msg = (
+                f"the supervisor did not say within {seconds:g} s that this session is active: it "
+                "or the registry's writer is busy or stopped; give session_ready() a longer timeout"
+            )
+            raise TimeoutError(msg) from None
 
 
 def name_channel(channel: socket.socket) -> str:
