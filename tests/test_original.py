@@ -98,7 +98,7 @@ def test_b2_an_id_is_unique_and_is_found_in_the_originals_spelling(manager: Sess
         assert manager.get_session_info(spelt).session_id == sid
 
 
-def test_b3_a_session_has_the_originals_fields_and_four_more(manager: SessionManager) -> None:
+def test_b3_a_session_has_the_originals_fields_and_three_more(manager: SessionManager) -> None:
     sid = manager.create_session({"a": 1}, {"model": "gpt-4"}, pid=os.getpid(), ttl=60)
     session = manager[sid]
     assert (session.session_id, session.pid, session.status) == (sid, os.getpid(), "initializing")
