@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import platform
+import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -204,6 +205,29 @@ def test_a_module_imports_only_from_those_above_it(module: str) -> None:
     inside, _ = _imports(module)
     # The package's own file holds the version, and imports none of its modules.
     assert inside - {part, "__version__"} <= set(above)
+
+
+def _map() -> list[list[str]]:
+    """Return the modules of each group of the map in CONTRIBUTING.md."""
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    _, _, rest = text.partition("\n## Map of the modules\n")
+    groups = re.split(r"^\*\*.*\*\*$", rest.partition("\n## ")[0], flags=re.MULTILINE)[1:]
+    found = [re.findall(r"`((?:\w+/)?\w+)\.py`", group) for group in groups]
+    return [[path.replace("/", ".") for path in group] for group in found]
+
+
+def test_the_map_names_each_module_once() -> None:
+    named = [module for group in _map() for module in group]
+    assert sorted(named) == sorted(each for each in MODULES if not each.endswith("__init__"))
+
+
+def test_each_group_of_the_map_imports_only_from_itself_and_those_above_it() -> None:
+    above: set[str] = set()
+    for group in _map():
+        above |= {_part(module) for module in group}
+        for module in group:
+            inside, _ = _imports(module)
+            assert inside - {"__version__"} <= above, module
 
 
 @pytest.mark.parametrize("module", PURE)
