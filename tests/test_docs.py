@@ -102,3 +102,8 @@ def test_each_link_of_a_document_leads_somewhere() -> None:
     for document in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text(encoding="utf-8")):
             assert (document.parent / target).exists(), (document.name, target)
+
+
+def test_the_readme_leads_to_each_document() -> None:
+    linked = set(re.findall(r"^- \[docs/(.+?)\]\(docs/\1\):", README, re.MULTILINE))
+    assert linked == {path.name for path in (ROOT / "docs").glob("*.md")}
