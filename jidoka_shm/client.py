@@ -119,7 +119,7 @@ class SessionClient(SessionReader):
             SessionExists: where the id is taken.
             InvalidMetadata, InvalidSessionId, ValueError, TypeError: for a bad argument.
             RecordTooLarge: where the session outgrows a slot, or its maps a request: 1 MiB.
-            RegistryFull: where no slot is free.
+            RegistryFull: where there is no room, nor can the writer make any.
             OwnerNotAlive: where ``pid`` is not alive.
             OSError: where no descriptor is left to look at ``pid``.
         """
