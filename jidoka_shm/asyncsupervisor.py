@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from .arguments import check_seconds
+from .client import SessionClient
 from .crew import (
     KILLED,
     LOOK,
@@ -53,9 +54,13 @@ class AsyncSessionSupervisor(Crew):
             sessions: an asyncio client of the registry's service, or the registry's manager.
 
         Raises:
-            TypeError: for a reader.
+            TypeError: for a reader, or a blocking client.
         """
         super().__init__(sessions)
+        if isinstance(sessions, SessionClient):
+            # It would do, and keep the loop waiting for each reply, or for a writer to come.
+            msg = "a SessionClient is for a SessionSupervisor: give this one an AsyncSessionClient"
+            raise TypeError(msg)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start_session(  # noqa: PLR0913 - options, each by keyword
@@ -73,8 +78,9 @@ class AsyncSessionSupervisor(Crew):
     ) -> UUID:
         """Create a session and start its process; otherwise as ``SessionSupervisor`` does.
 
-        The loop waits for the start of the interpreter's gate, and for nothing else. A call that
-        is cancelled leaves neither a session nor a process.
+        The loop waits for the start of the interpreter's gate, and for the changes of a manager
+        where it has one, and for nothing else. A call that is cancelled leaves neither a session
+        nor a process.
 
         Args:
             runs: a list of arguments, or a function.

@@ -154,7 +154,7 @@ class Crew:
         for needed in ("create_session", "update_session", "terminate_session"):
             if not callable(getattr(sessions, needed, None)):
                 msg = (
-                    f"a {type(self).__name__} needs a manager or client, not a "
+                    f"{type(self).__name__} needs a manager or client, not a "
                     f"{type(sessions).__name__}: it changes sessions"
                 )
                 raise TypeError(msg)
@@ -185,7 +185,7 @@ class Crew:
         return f"{type(self).__name__}({self.name!r}, {what})"
 
     def __reduce__(self) -> NoReturn:
-        msg = f"a {type(self).__name__} cannot be pickled: its sessions are this process's children"
+        msg = f"{type(self).__name__} cannot be pickled: its sessions are this process's children"
         raise TypeError(msg)
 
     def after_fork_in_child(self) -> None:

@@ -77,7 +77,10 @@ class SessionSupervisor(Crew):
         """
         super().__init__(sessions)
         if inspect.iscoroutinefunction(sessions.create_session):
-            msg = f"a {type(sessions).__name__} is for an AsyncSessionSupervisor"
+            msg = (
+                f"an {type(sessions).__name__} is for an AsyncSessionSupervisor: give this one a "
+                "SessionClient"
+            )
             raise TypeError(msg)
         self._keeper = Keeper(f"jidoka_shm supervisor {self.name}", self._look)
 

@@ -23,6 +23,7 @@ from jidoka_shm import (
     ForkedHandle,
     RecordTooLarge,
     RegistryClosed,
+    SessionClient,
     SessionManager,
     SessionNotStarted,
     SessionNotSupervised,
@@ -372,3 +373,5 @@ def test_a_forked_child_has_no_supervisor(
 def test_only_what_changes_sessions_can_be_supervised(manager: SessionManager, name: str) -> None:
     with SessionReader(name) as reader, pytest.raises(TypeError, match="not a SessionReader"):
         AsyncSessionSupervisor(reader)  # type: ignore[arg-type]
+    with SessionClient(name) as client, pytest.raises(TypeError, match="an AsyncSessionClient"):
+        AsyncSessionSupervisor(client)
