@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from .children import Child, Output
-    from .crew import Beginning, Changes
+    from .crew import Beginning, Changing
     from .maps import Map
     from .programs import Runs
 
@@ -47,7 +47,7 @@ class AsyncSessionSupervisor(Crew):
     killed, or whose loop ends without a ``close()``, go on: each belongs to its own process.
     """
 
-    def __init__(self, sessions: Changes) -> None:
+    def __init__(self, sessions: Changing) -> None:
         """Take what creates and changes the sessions; it stays the caller's to close, later.
 
         Args:

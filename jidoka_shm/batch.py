@@ -162,7 +162,7 @@ class Batch:
 
     def _from_memory(self, call: Call, reason: str | None) -> Outcome:
         """Return what a change that was sent came to, as far as the memory says."""
-        if isinstance(call.request, Terminate) and self._is_over(call):
+        if isinstance(call.request, Terminate) and self._has_ended(call):
             return None
         session = self._visible(call)
         if session is not None:
@@ -173,7 +173,7 @@ class Batch:
                 return session if isinstance(call.request, Update) else None
         return WriterUnavailable(self._reader.name, outcome_unknown=True, reason=reason)
 
-    def _is_over(self, call: Call) -> bool:
+    def _has_ended(self, call: Call) -> bool:
         """Return whether a session has ended or is gone, which is all that a terminate asks for.
 
         As ``once`` judges: one that is not there was removed only if any was since.

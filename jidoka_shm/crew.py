@@ -62,7 +62,7 @@ UNTOLD: Final = (JidokaError, OSError)
 SILENT: Final = (RegistryClosed, WriterUnavailable, ReentrantCall)
 
 
-class Changes(Protocol):
+class Changing(Protocol):
     """What a supervisor needs of a manager or client; of an asyncio one, to be awaited."""
 
     @property
@@ -150,7 +150,7 @@ class Crew:
         name: the registry's name.
     """
 
-    def __init__(self, sessions: Changes) -> None:
+    def __init__(self, sessions: Changing) -> None:
         for needed in ("create_session", "update_session", "terminate_session"):
             if not callable(getattr(sessions, needed, None)):
                 msg = (

@@ -7,7 +7,7 @@ makes of it is known when the pipeline was executed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET, UnsetType
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from .calls import Call
     from .maps import Map
     from .session import SessionStatus
+
+#: Numbers of failed changes that a note lists.
+_LISTED: Final = 20
 
 
 class Collected:
@@ -187,10 +190,6 @@ class AsyncPipeline(Collected):
             self._calls.clear()
         elif self._calls:
             await self.execute()
-
-
-#: Numbers of failed changes that a note lists.
-_LISTED = 20
 
 
 def _raise_first(results: list[Any]) -> list[Any]:

@@ -6,7 +6,7 @@ where it was.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .differences import Change, ChangeKind, changes_since, differences
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from .session import Session
 
-_LARGEST = (1 << 64) - 1
+#: No version is greater.
+_LARGEST: Final = (1 << 64) - 1
 
 
 class Queue:

@@ -28,7 +28,8 @@ _LOOK: Final = 1.0
 _TITLES: Final = ("CHANGE", "ID", "STATUS", "PID", "UPDATED", "VERSION", "METADATA")
 _KEYS: Final = ("session_id", "status", "pid", "updated_at", "version", "metadata")
 
-#: Columns of each but the last on a terminal: of the longest word, an id, a status, a pid, a time.
+#: Columns of each but the last on a terminal: of the longest word, an id, a status, a pid, a time
+#: and a version.
 _WIDTHS: Final = (10, 36, 12, 7, 32, 10)
 
 
