@@ -100,6 +100,7 @@ class AsyncSessionSupervisor(Crew):
                 ``create_session``.
             RegistryClosed: where this supervisor is closed.
             ForkedHandle: in a forked child.
+            RuntimeError: where the module of a function starts sessions while it is imported.
             ValueError, TypeError: for a bad argument.
         """
         sid, child, beginning = self._prepare(

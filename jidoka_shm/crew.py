@@ -167,7 +167,11 @@ class Crew:
         forks.register(self)
 
     def sessions(self) -> dict[UUID, int]:
-        """Return the sessions whose processes run, each with its pid."""
+        """Return the sessions whose processes run, each with its pid.
+
+        Raises:
+            ForkedHandle: in a forked child.
+        """
         return {sid: child.pid for sid, child in self._copy().items() if not child.has_ended()}
 
     def __len__(self) -> int:
