@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from uuid import UUID
 
+    from jidoka_shm import Session
     from jidoka_shm.maps import Map
 
 
@@ -931,6 +932,52 @@ def test_without_a_writer_a_session_is_stopped_and_the_caller_told(name: str) ->
         for each in (sid, other):
             assert error_of(successor, each) is not None
         successor.unlink()
+
+
+class Counted(SessionClient):
+    """A client that counts what it is asked for."""
+
+    updates = ends = 0
+
+    def update_session(self, *arguments: Any, **fields: Any) -> Session:  # noqa: ANN401 - as it is
+        self.updates += 1
+        return super().update_session(*arguments, **fields)
+
+    def terminate_session(self, *arguments: Any, **fields: Any) -> None:  # noqa: ANN401 - as it is
+        self.ends += 1
+        super().terminate_session(*arguments, **fields)
+
+
+def test_a_writer_that_does_not_answer_is_waited_for_once_and_not_once_a_session(name: str) -> None:
+    with Script(
+        """
+        import sys
+        from jidoka_shm import SessionManager
+        with SessionManager(sys.argv[1], listen=True, fresh=True) as manager:
+            print("ready", flush=True)
+            sys.stdin.read()
+            manager.unlink()
+        """,
+        name,
+    ) as writer:
+        writer.line()
+        with Counted(name, timeout=0.2) as client, SessionSupervisor(client) as supervisor:
+            for _ in range(8):
+                supervisor.start_session(SLEEP, ready=False)
+            before = client.updates
+            os.kill(writer.pid, signal.SIGSTOP)
+            try:
+                supervisor.close()
+            finally:
+                os.kill(writer.pid, signal.SIGCONT)
+            assert processes_with(name) == set()
+            assert not supervisor.sessions()
+            assert client.updates - before == 1
+            # By the caller, and by the thread that sees to ends: to the first alone, and to the rest.
+            assert client.ends < 8
+            wait_until(lambda: not client.list_sessions())
+        writer.close_input()
+        writer.end()
 
 
 def test_only_what_changes_sessions_can_be_supervised(manager: SessionManager, name: str) -> None:
