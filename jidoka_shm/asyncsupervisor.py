@@ -108,10 +108,11 @@ class AsyncSessionSupervisor(Crew):
         )
         try:
             child.start(self.name, sid)
+            # Before the session is there: who sees it may stop it, and a fork lets go of it.
+            self._add(sid, child)
             await _done(
                 self._handle.create_session(metadata, llm_config, pid=child.pid, session_id=sid)
             )
-            self._add(sid, child)
             if not ready:
                 await self._activate(sid)
             child.open_gate()

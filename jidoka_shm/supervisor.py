@@ -132,8 +132,9 @@ class SessionSupervisor(Crew):
         )
         try:
             child.start(self.name, sid)
-            self._handle.create_session(metadata, llm_config, pid=child.pid, session_id=sid)
+            # Before the session is there: who sees it may stop it, and a fork lets go of it.
             self._add(sid, child)
+            self._handle.create_session(metadata, llm_config, pid=child.pid, session_id=sid)
             if not ready:
                 self._activate(sid)
             child.open_gate()

@@ -309,6 +309,31 @@ def test_a_stop_that_cannot_be_told_of_is_a_stop_all_the_same(manager: SessionMa
     run(handle, work)
 
 
+class Watched(AsyncSessionClient):
+    """A client in whose registry each new session is stopped by whoever sees it first."""
+
+    supervisor: AsyncSessionSupervisor
+
+    async def create_session(self, *arguments: Any, **fields: Any) -> UUID:  # noqa: ANN401 - as it is
+        sid = await super().create_session(*arguments, **fields)
+        await self.supervisor.stop_session(sid)
+        return sid
+
+
+def test_a_session_can_be_stopped_as_soon_as_it_is_seen(manager: SessionManager) -> None:
+    client = Watched(manager.name)
+
+    async def work(supervisor: AsyncSessionSupervisor) -> None:
+        client.supervisor = supervisor
+        with pytest.raises(SessionNotStarted):
+            await supervisor.start_session(SLEEP, ready=False)
+        assert not supervisor.sessions()
+        (session,) = manager.list_sessions("terminated")
+        assert session.error is None
+
+    run(client, work)
+
+
 class Together:
     """A handle that answers the ends of sessions once so many are asked for at a time."""
 

@@ -934,6 +934,29 @@ def test_without_a_writer_a_session_is_stopped_and_the_caller_told(name: str) ->
         successor.unlink()
 
 
+class Watched(SessionManager):
+    """A manager in whose registry each new session is stopped by whoever sees it first."""
+
+    supervisor: SessionSupervisor
+
+    def create_session(self, *arguments: Any, **fields: Any) -> UUID:  # noqa: ANN401 - as it is
+        sid = super().create_session(*arguments, **fields)
+        self.supervisor.stop_session(sid)
+        return sid
+
+
+def test_a_session_can_be_stopped_as_soon_as_it_is_seen(name: str) -> None:
+    with Watched(name, capacity=64, cleanup_delay=3600) as manager:
+        with SessionSupervisor(manager) as supervisor:
+            manager.supervisor = supervisor
+            with pytest.raises(SessionNotStarted):
+                supervisor.start_session(SLEEP, ready=False)
+            assert not supervisor.sessions()
+        (session,) = manager.list_sessions("terminated")
+        assert session.error is None
+        manager.unlink()
+
+
 class Counted(SessionClient):
     """A client that counts what it is asked for."""
 
