@@ -26,7 +26,7 @@ from .crew import (
     check_began,
     check_killed,
 )
-from .errors import IllegalTransition, SessionNotFound
+from .errors import ForkedHandle, IllegalTransition, SessionNotFound
 from .session import SessionStatus
 
 if TYPE_CHECKING:
@@ -250,7 +250,9 @@ class AsyncSessionSupervisor(Crew):
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self.close()
+        # In a forked child there is nothing to stop, and how it ends is its own.
+        with contextlib.suppress(ForkedHandle):
+            await self.close()
 
 
 async def _done(result: Any) -> None:  # noqa: ANN401 - what a client or a manager returns

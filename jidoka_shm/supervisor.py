@@ -36,7 +36,7 @@ from .crew import (
     check_began,
     check_killed,
 )
-from .errors import IllegalTransition, SessionNotFound, WriterUnavailable
+from .errors import ForkedHandle, IllegalTransition, SessionNotFound, WriterUnavailable
 from .keeper import Keeper
 from .session import SessionStatus
 
@@ -293,7 +293,9 @@ class SessionSupervisor(Crew):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.close()
+        # In a forked child there is nothing to stop, and how it ends is its own.
+        with contextlib.suppress(ForkedHandle):
+            self.close()
 
 
 def _wait_for_ends(children: Iterable[Child], seconds: float) -> None:

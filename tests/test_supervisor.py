@@ -1038,6 +1038,8 @@ def test_a_forked_child_has_no_supervisor(
             with pytest.raises(ForkedHandle, match="belongs to the parent"):
                 call()
         assert "forked" in repr(supervisor)
+        # As of every handle: a child that ends inside of the parent's block ends in its own way.
+        supervisor.__exit__(None, None, None)
 
     assert in_child(work) == 0
     # The parent's goes on, and so does what it has started.
