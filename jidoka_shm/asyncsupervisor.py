@@ -26,11 +26,11 @@ from .crew import (
     check_began,
     check_killed,
 )
-from .errors import IllegalTransition, SessionNotFound
+from .errors import ForkedHandle, IllegalTransition, SessionNotFound
 from .session import SessionStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Coroutine, Iterable, Mapping
     from typing import Self
     from uuid import UUID
 
@@ -108,10 +108,11 @@ class AsyncSessionSupervisor(Crew):
         )
         try:
             child.start(self.name, sid)
+            # Before the session is there: who sees it may stop it, and a fork lets go of it.
+            self._add(sid, child)
             await _done(
                 self._handle.create_session(metadata, llm_config, pid=child.pid, session_id=sid)
             )
-            self._add(sid, child)
             if not ready:
                 await self._activate(sid)
             child.open_gate()
@@ -136,6 +137,10 @@ class AsyncSessionSupervisor(Crew):
         """Leave nothing of a start that failed."""
         child.close_channel()
         child.signal(signal.SIGKILL)
+        # A task of its own: a cancellation that comes now must leave nothing either.
+        await asyncio.shield(self._begin_task(self._bury(sid, child)))
+
+    async def _bury(self, sid: UUID, child: Child) -> None:
         await _wait_for_ends([child], KILLED)
         with contextlib.suppress(*UNTOLD):
             await self._finish(sid, child)
@@ -193,11 +198,15 @@ class AsyncSessionSupervisor(Crew):
             if not child.has_ended():
                 self._kill_late(sid, child, seconds)
         await _wait_for_ends(stopped.values(), KILLED)
-        async with contextlib.AsyncExitStack() as stack:
-            # In the stack, so that each is seen to whatever becomes of the others.
-            for sid, child in stopped.items():
-                stack.push_async_callback(self._finish, sid, child)
-                stack.callback(check_killed, child)
+        try:
+            # Together: a writer that does not answer is waited for once.
+            ends = [self._finish(sid, child) for sid, child in stopped.items()]
+            for wrong in await asyncio.gather(*ends, return_exceptions=True):
+                if wrong is not None:
+                    raise wrong
+        finally:
+            for child in stopped.values():
+                check_killed(child)
 
     async def _announce(self, sid: UUID, child: Child) -> None:
         child.stopping = True
@@ -220,10 +229,15 @@ class AsyncSessionSupervisor(Crew):
 
     def _keep(self, sid: UUID, child: Child) -> None:
         """Have a task that sees to the child's end."""
-        task = asyncio.get_running_loop().create_task(self._see_to(sid, child))
+        self._begin_task(self._see_to(sid, child))
+
+    def _begin_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Have a task do work, which ``close`` waits for."""
+        task = asyncio.get_running_loop().create_task(work)
         # The loop itself holds no task that waits.
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _see_to(self, sid: UUID, child: Child) -> None:
         while not child.has_ended():
@@ -236,7 +250,9 @@ class AsyncSessionSupervisor(Crew):
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self.close()
+        # In a forked child there is nothing to stop, and how it ends is its own.
+        with contextlib.suppress(ForkedHandle):
+            await self.close()
 
 
 async def _done(result: Any) -> None:  # noqa: ANN401 - what a client or a manager returns

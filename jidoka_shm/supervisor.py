@@ -36,7 +36,7 @@ from .crew import (
     check_began,
     check_killed,
 )
-from .errors import IllegalTransition, SessionNotFound
+from .errors import ForkedHandle, IllegalTransition, SessionNotFound, WriterUnavailable
 from .keeper import Keeper
 from .session import SessionStatus
 
@@ -132,8 +132,9 @@ class SessionSupervisor(Crew):
         )
         try:
             child.start(self.name, sid)
-            self._handle.create_session(metadata, llm_config, pid=child.pid, session_id=sid)
+            # Before the session is there: who sees it may stop it, and a fork lets go of it.
             self._add(sid, child)
+            self._handle.create_session(metadata, llm_config, pid=child.pid, session_id=sid)
             if not ready:
                 self._activate(sid)
             child.open_gate()
@@ -209,8 +210,7 @@ class SessionSupervisor(Crew):
         self._keeper.join()
 
     def _stop(self, stopped: dict[UUID, Child], timeout: float) -> None:
-        for sid, child in stopped.items():
-            self._announce(sid, child)
+        self._announce(stopped)
         for child in stopped.values():
             ask_to_end(child)
         _wait_for_ends(stopped.values(), timeout)
@@ -218,40 +218,69 @@ class SessionSupervisor(Crew):
             if not child.has_ended():
                 self._kill_late(sid, child, timeout)
         _wait_for_ends(stopped.values(), KILLED)
-        with contextlib.ExitStack() as stack:
-            # In the stack, so that each is seen to whatever becomes of the others.
-            for sid, child in stopped.items():
-                stack.callback(self._finish, sid, child)
-                stack.callback(check_killed, child)
+        try:
+            self._finish_all(stopped)
+        finally:
+            for child in stopped.values():
+                check_killed(child)
 
-    def _announce(self, sid: UUID, child: Child) -> None:
-        child.stopping = True
-        # The process is stopped all the same; what went wrong is met again when it has ended.
-        with contextlib.suppress(*UNTOLD):
-            self._handle.update_session(sid, status=SessionStatus.TERMINATING)
+    def _announce(self, stopped: dict[UUID, Child]) -> None:
+        for child in stopped.values():
+            child.stopping = True
+        # The processes are stopped all the same; what went wrong is met again when they have ended.
+        # A writer that does not answer is asked once, or the last process would be asked to end
+        # only when the client's timeout was over for each of them.
+        for sid in stopped:
+            try:
+                self._handle.update_session(sid, status=SessionStatus.TERMINATING)
+            except WriterUnavailable:
+                return
+            except UNTOLD:
+                continue
+
+    def _finish_all(self, children: dict[UUID, Child]) -> None:
+        """See to the ends of those that have ended, and raise what went wrong once all are."""
+        wrong: Exception | None = None
+        for sid, child in children.items():
+            try:
+                # As for an announcement. The writer learns of a dead owner by itself.
+                if isinstance(wrong, WriterUnavailable):
+                    self._release(sid, child)
+                else:
+                    self._finish(sid, child)
+            except UNTOLD as error:
+                wrong = error
+        if wrong is not None:
+            raise wrong
 
     def _finish(self, sid: UUID, child: Child) -> None:
         """See to the end of a child, unless it lives still. May be repeated, by several threads."""
         if not child.has_ended():
             return
-        # What is left of its group has no session any more.
+        # What is left of its group has no session any more, whether the writer answers or not.
         child.signal(signal.SIGKILL)
         try:
             with contextlib.suppress(SessionNotFound):
                 self._handle.terminate_session(sid, error=child.error())
         finally:
+            self._release(sid, child)
+
+    def _release(self, sid: UUID, child: Child) -> None:
+        """Let go of a child, unless it lives still."""
+        if child.has_ended():
+            child.signal(signal.SIGKILL)
             child.reap()
             self._drop(sid)
             self._keeper.ring()
 
     def _look(self) -> tuple[list[int | None], float]:
         """Do what is due, and return what to wait for; the keeper's thread calls this."""
-        for sid, child in self._copy().items():
-            # Until it has begun, its end is the failure of its start, which tells why.
-            if not child.starting:
-                self._end_if_orphaned(sid, child)
-                with contextlib.suppress(*UNTOLD):
-                    self._finish(sid, child)
+        # Until it has begun, its end is the failure of its start, which tells why.
+        begun = {sid: child for sid, child in self._copy().items() if not child.starting}
+        for sid, child in begun.items():
+            self._end_if_orphaned(sid, child)
+        with contextlib.suppress(*UNTOLD):
+            self._finish_all(begun)
         pidfds = [child.pidfd for child in self._copy().values() if not child.starting]
         return pidfds, LOOK if None in pidfds else TICK
 
@@ -264,7 +293,9 @@ class SessionSupervisor(Crew):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.close()
+        # In a forked child there is nothing to stop, and how it ends is its own.
+        with contextlib.suppress(ForkedHandle):
+            self.close()
 
 
 def _wait_for_ends(children: Iterable[Child], seconds: float) -> None:

@@ -309,6 +309,80 @@ def test_a_stop_that_cannot_be_told_of_is_a_stop_all_the_same(manager: SessionMa
     run(handle, work)
 
 
+class Watched(AsyncSessionClient):
+    """A client in whose registry each new session is stopped by whoever sees it first."""
+
+    supervisor: AsyncSessionSupervisor
+
+    async def create_session(self, *arguments: Any, **fields: Any) -> UUID:  # noqa: ANN401 - as it is
+        sid = await super().create_session(*arguments, **fields)
+        await self.supervisor.stop_session(sid)
+        return sid
+
+
+def test_a_session_can_be_stopped_as_soon_as_it_is_seen(manager: SessionManager) -> None:
+    client = Watched(manager.name)
+
+    async def work(supervisor: AsyncSessionSupervisor) -> None:
+        client.supervisor = supervisor
+        with pytest.raises(SessionNotStarted):
+            await supervisor.start_session(SLEEP, ready=False)
+        assert not supervisor.sessions()
+        (session,) = manager.list_sessions("terminated")
+        assert session.error is None
+
+    run(client, work)
+
+
+class Together:
+    """A handle that answers the ends of sessions once so many are asked for at a time."""
+
+    def __init__(self, manager: SessionManager, count: int) -> None:
+        self.name = manager.name
+        self.get = manager.get
+        self.create_session = manager.create_session
+        self.update_session = manager.update_session
+        self._manager = manager
+        self._waiting = count
+        self._all_there = asyncio.Event()
+
+    async def terminate_session(self, sid: UUID, *, error: str | None) -> None:
+        self._waiting -= 1
+        if self._waiting <= 0:
+            self._all_there.set()
+        await self._all_there.wait()
+        self._manager.terminate_session(sid, error=error)
+
+
+def test_the_ends_of_all_sessions_are_told_together(manager: SessionManager) -> None:
+    async def work() -> None:
+        # By the close and, of each, by the task that sees to its end.
+        async with AsyncSessionSupervisor(Together(manager, 10)) as supervisor:
+            sids = [await supervisor.start_session(SLEEP, ready=False) for _ in range(5)]
+        assert {manager[sid].status for sid in sids} == {"terminated"}
+
+    asyncio.run(asyncio.wait_for(work(), LIMIT))
+
+
+def test_a_cancellation_in_the_middle_of_a_start_that_fails_leaves_nothing(
+    manager: SessionManager,
+    handle: Any,  # noqa: ANN401 - either
+) -> None:
+    async def work(supervisor: AsyncSessionSupervisor) -> None:
+        starting = asyncio.create_task(supervisor.start_session(SLEEP, timeout=LIMIT))
+        await until(supervisor.sessions)
+        (pid,) = supervisor.sessions().values()
+        for _ in range(3):
+            starting.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        await until(lambda: not is_there(pid))
+        await until(lambda: not manager.list_sessions())
+
+    run(handle, work)
+
+
 # ---------------------------------------------------------------------------- the end, forks
 
 

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from uuid import UUID
 
+    from jidoka_shm import Session
     from jidoka_shm.maps import Map
 
 
@@ -933,6 +934,75 @@ def test_without_a_writer_a_session_is_stopped_and_the_caller_told(name: str) ->
         successor.unlink()
 
 
+class Watched(SessionManager):
+    """A manager in whose registry each new session is stopped by whoever sees it first."""
+
+    supervisor: SessionSupervisor
+
+    def create_session(self, *arguments: Any, **fields: Any) -> UUID:  # noqa: ANN401 - as it is
+        sid = super().create_session(*arguments, **fields)
+        self.supervisor.stop_session(sid)
+        return sid
+
+
+def test_a_session_can_be_stopped_as_soon_as_it_is_seen(name: str) -> None:
+    with Watched(name, capacity=64, cleanup_delay=3600) as manager:
+        with SessionSupervisor(manager) as supervisor:
+            manager.supervisor = supervisor
+            with pytest.raises(SessionNotStarted):
+                supervisor.start_session(SLEEP, ready=False)
+            assert not supervisor.sessions()
+        (session,) = manager.list_sessions("terminated")
+        assert session.error is None
+        manager.unlink()
+
+
+class Counted(SessionClient):
+    """A client that counts what it is asked for."""
+
+    updates = ends = 0
+
+    def update_session(self, *arguments: Any, **fields: Any) -> Session:  # noqa: ANN401 - as it is
+        self.updates += 1
+        return super().update_session(*arguments, **fields)
+
+    def terminate_session(self, *arguments: Any, **fields: Any) -> None:  # noqa: ANN401 - as it is
+        self.ends += 1
+        super().terminate_session(*arguments, **fields)
+
+
+def test_a_writer_that_does_not_answer_is_waited_for_once_and_not_once_a_session(name: str) -> None:
+    with Script(
+        """
+        import sys
+        from jidoka_shm import SessionManager
+        with SessionManager(sys.argv[1], listen=True, fresh=True) as manager:
+            print("ready", flush=True)
+            sys.stdin.read()
+            manager.unlink()
+        """,
+        name,
+    ) as writer:
+        writer.line()
+        with Counted(name, timeout=0.2) as client, SessionSupervisor(client) as supervisor:
+            for _ in range(8):
+                supervisor.start_session(SLEEP, ready=False)
+            before = client.updates
+            os.kill(writer.pid, signal.SIGSTOP)
+            try:
+                supervisor.close()
+            finally:
+                os.kill(writer.pid, signal.SIGCONT)
+            assert processes_with(name) == set()
+            assert not supervisor.sessions()
+            assert client.updates - before == 1
+            # By the caller, and by the thread that sees to ends: to the first alone, and to the rest.
+            assert client.ends < 8
+            wait_until(lambda: not client.list_sessions())
+        writer.close_input()
+        writer.end()
+
+
 def test_only_what_changes_sessions_can_be_supervised(manager: SessionManager, name: str) -> None:
     with SessionReader(name) as reader, pytest.raises(TypeError, match="not a SessionReader"):
         SessionSupervisor(reader)  # type: ignore[arg-type]
@@ -968,6 +1038,8 @@ def test_a_forked_child_has_no_supervisor(
             with pytest.raises(ForkedHandle, match="belongs to the parent"):
                 call()
         assert "forked" in repr(supervisor)
+        # As of every handle: a child that ends inside of the parent's block ends in its own way.
+        supervisor.__exit__(None, None, None)
 
     assert in_child(work) == 0
     # The parent's goes on, and so does what it has started.
