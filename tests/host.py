@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import linecache
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -178,6 +179,12 @@ def descriptors_of(path: Path) -> list[int]:
             if str(link.readlink()).removesuffix(" (deleted)") == str(path):
                 found.append(int(link.name))
     return found
+
+
+def stop(pid: int) -> None:
+    """Stop a child, and wait until it stands still: until then it may answer what comes."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED)
 
 
 # ---------------------------------------------------------------------------- line by line

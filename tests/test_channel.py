@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
-from host import Script
+from host import Script, stop
 from loops import cancelled, each_loop, in_each_loop, outcomes, run, turns, until
 from services import SILENCE, Peer, Scripted, first_only, frames_of, id_of
 from support import wait_until
@@ -69,12 +69,6 @@ def server(name: str, word: str = "go") -> Script:
     if word == "go":
         assert script.line() == "ready"
     return script
-
-
-def stop(script: Script) -> None:
-    """Stop it, as a debugger does."""
-    os.kill(script.pid, signal.SIGSTOP)
-    os.waitid(os.P_PID, script.pid, os.WSTOPPED | os.WNOWAIT)
 
 
 def end(script: Script) -> None:
@@ -380,7 +374,7 @@ async def test_a_stopped_writer_is_waited_for_no_longer_than_timeout(name: str) 
         async with AsyncSessionClient(name, timeout=60) as client:
             sid = await client.create_session()
             allow(client, 0.2)
-            stop(script)
+            stop(script.pid)
             calls = [client.update_session(sid, metadata={"n": n}) for n in range(5)]
             async with asyncio.timeout(10):
                 errors = await outcomes(calls)
@@ -782,7 +776,7 @@ async def test_what_the_memory_shows_to_be_made_needs_no_writer(name: str) -> No
     with server(name) as script:
         async with AsyncSessionClient(name, timeout=60) as client:
             sids = [await client.create_session() for _ in range(3)]
-            stop(script)
+            stop(script.pid)
             calls = [client.update_session(sid, metadata={"a": 1}) for sid in sids]
             tasks = [asyncio.create_task(call) for call in calls]
             await until(lambda: len(client._channel._flying) == 3)

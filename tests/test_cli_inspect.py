@@ -15,7 +15,7 @@ from uuid import UUID
 
 import pytest
 from commands import Command, Ended, one_line
-from host import Script, in_child, objects_of, path_of
+from host import Script, in_child, objects_of, path_of, stop
 from support import wait_until
 
 import jidoka_shm
@@ -176,7 +176,7 @@ def test_ls_does_not_guess_at_another_pid_namespace(command: Command, left: str)
 def test_a_stopped_writer_is_alive_and_its_registry_is_read(command: Command, name: str) -> None:
     with Script(WRITER, name, "stay", ID) as script:
         script.line()
-        os.kill(script.pid, signal.SIGSTOP)
+        stop(script.pid)
         row = _row(command("ls", "--json"), name)
         assert (row["state"], row["pid"], row["sessions"]) == ("alive", script.pid, 1)
         for arguments in _views(name):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
-from host import Script, exit_code, forked, in_child, run_script
+from host import Script, exit_code, forked, in_child, run_script, stop
 from services import Scripted, first_only, id_of, sockets
 from support import taking_less_than, wait_until
 
@@ -826,7 +826,7 @@ def test_a_stopped_writer_is_waited_for_no_longer_than_timeout(name: str) -> Non
     """T9: and its late reply answers no other request."""
     with server(name) as script, SessionClient(name, timeout=0.2) as client:
         sid = client.create_session()
-        os.kill(script.pid, signal.SIGSTOP)
+        stop(script.pid)
         os.waitid(os.P_PID, script.pid, os.WSTOPPED | os.WNOWAIT)
         with taking_less_than(AT_ONCE), pytest.raises(WriterUnavailable) as caught:
             client.update_session(sid, metadata={"a": 1})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from host import Script, exit_code, forked, objects_of, path_of, run_script
+from host import Script, exit_code, forked, objects_of, path_of, run_script, stop
 from support import wait_until
 
 from jidoka_shm import (
@@ -161,7 +161,7 @@ def test_a_writer_waits_for_no_reader(name: str) -> None:
     with Script(code, name) as script, SessionManager(name, capacity=64, cleanup_delay=0) as first:
         kept = first.create_session()
         assert script.line() == "ready"
-        os.kill(script.pid, signal.SIGSTOP)
+        stop(script.pid)
         wait_until(lambda: _state(script.pid) == "T")
         for _ in range(500):
             sid = first.create_session({"a": "x" * 300})

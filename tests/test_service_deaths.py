@@ -17,7 +17,7 @@ from uuid import UUID
 import msgspec
 import pytest
 from callers import FIGURES
-from host import Script, exit_code, forked
+from host import Script, exit_code, forked, stop
 from support import wait_until
 
 from jidoka_shm import SessionClient, SessionManager, SessionReader
@@ -427,7 +427,7 @@ def test_a_stopped_service_is_unavailable_for_the_timeout_and_then_goes_on(name:
         client = stack.enter_context(SessionClient(name, timeout=0.2))
         patient = stack.enter_context(SessionClient(name, timeout=60))
         sid = client.create_session({"tag": 0})
-        os.kill(service.pid, signal.SIGSTOP)
+        stop(service.pid)
         # Its other threads go on until the one that got the signal has stopped them.
         os.waitid(os.P_PID, service.pid, os.WSTOPPED | os.WNOWAIT)
         with pytest.raises(WriterUnavailable) as caught:

@@ -29,7 +29,7 @@ from agents import (
     processes_with,
     python,
 )
-from host import Script, in_child, stop_at_line
+from host import Script, in_child, stop, stop_at_line
 from support import wait_until
 
 from jidoka_shm import (
@@ -730,10 +730,10 @@ def test_a_process_that_does_not_end_with_its_session_is_killed(
 def test_another_wait_for_any_child_takes_nothing_from_a_supervisor(
     manager: SessionManager, supervisor: SessionSupervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # It comes first, and takes the status with it: also where the supervisor looks just now.
+    monkeypatch.setattr(supervisor, "_finish", lambda *_: None)
     sid = supervisor.start_session(SLEEP, ready=False)
     pid = manager[sid].pid or 0
-    # It comes first, and takes the status with it.
-    monkeypatch.setattr(supervisor, "_finish", lambda *_: None)
     os.kill(pid, signal.SIGKILL)
     assert os.waitpid(pid, 0) == (pid, signal.SIGKILL)
     monkeypatch.undo()
@@ -988,7 +988,7 @@ def test_a_writer_that_does_not_answer_is_waited_for_once_and_not_once_a_session
             for _ in range(8):
                 supervisor.start_session(SLEEP, ready=False)
             before = client.updates
-            os.kill(writer.pid, signal.SIGSTOP)
+            stop(writer.pid)
             try:
                 supervisor.close()
             finally:
