@@ -182,7 +182,10 @@ def descriptors_of(path: Path) -> list[int]:
 
 
 def stop(pid: int) -> None:
-    """Stop a child, and wait until it stands still: until then it may answer what comes."""
+    """Stop a child, and wait until it stands still.
+
+    Its other threads go on until the one that got the signal has stopped them.
+    """
     os.kill(pid, signal.SIGSTOP)
     os.waitid(os.P_PID, pid, os.WSTOPPED)
 
