@@ -63,11 +63,7 @@ _NO_RECORD: Final = Done(b"")
 
 
 class OnceOnly:
-    """The changes of a registry, for requests that may come more than once.
-
-    Attributes:
-        longest: the bytes of a record's payload, at most.
-    """
+    """The changes of a registry, for requests that may come more than once."""
 
     def __init__(self, registry: Registry, control: ControlReader) -> None:
         """Take a registry to change.
@@ -78,9 +74,14 @@ class OnceOnly:
         """
         self._registry = registry
         self._control = control
-        self.longest = registry.table.geometry.payload_limit
         self._replies: OrderedDict[bytes, Reply] = OrderedDict()
         self._bytes = 0
+
+    @property
+    def longest(self) -> int:
+        """The bytes of a record's payload, at most."""
+        # Of the table as it is now: in one that follows it, slots may be larger.
+        return self._registry.table.geometry.payload_limit
 
     def create(
         self,

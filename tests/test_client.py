@@ -10,8 +10,11 @@ import threading
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
+import msgspec
 import pytest
 from host import Script, exit_code, forked, in_child, run_script, stop
+from msgspec import UNSET, Raw
+from msgspec.structs import replace
 from services import Scripted, first_only, id_of, sockets
 from support import taking_less_than, wait_until
 
@@ -33,10 +36,20 @@ from jidoka_shm import (
     SessionStatus,
     VersionConflict,
     WriterUnavailable,
+    calls,
     link,
 )
 from jidoka_shm.connection import Connection
-from jidoka_shm.protocol import PROTOCOL_VERSION, Done, Failed, Hello, Refused, Unknown, pack_error
+from jidoka_shm.protocol import (
+    PROTOCOL_VERSION,
+    Done,
+    Failed,
+    Fields,
+    Hello,
+    Refused,
+    Unknown,
+    pack_error,
+)
 from jidoka_shm.serving import Serving
 from jidoka_shm.writer import TableWriter
 
@@ -1085,3 +1098,21 @@ def test_a_close_in_the_middle_of_a_change_lets_it_end(
     assert len(client._link._idle) == 0
     service.end()
     assert sockets() <= before
+
+
+def test_a_map_is_checked_that_fits_only_since_the_slots_became_larger(name: str) -> None:
+    """What is too long for a slot is passed on unread, for the table to refuse."""
+    with (
+        SessionManager(name, capacity=8, slot_size=256, listen=True) as manager,
+        SessionClient(name) as client,
+    ):
+        sid = client.create_session()
+        manager.resize(8, 4096)
+        no_map = Raw(msgspec.msgpack.encode(["x" * 900]))
+        call = calls.to_update(sid, *[UNSET] * 5, None)
+        bad = call._replace(request=replace(call.request, fields=Fields(metadata=no_map)))
+        (outcome,) = client._deliver((bad,))
+        assert isinstance(outcome, InvalidMetadata)
+        assert client[sid].metadata == {}
+        assert client.update_session(sid, metadata={"a": "x" * 900}).metadata == {"a": "x" * 900}
+        manager.unlink()
