@@ -7,7 +7,7 @@ before it, whichever is farther.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -48,11 +48,6 @@ class Plan(NamedTuple):
     entries: NDArray[np.int64]
     words: NDArray[np.uint64]
     reach: bytes
-
-
-def refuse(_: UUID, full: RegistryFull) -> NoReturn:
-    """Make no room: for a table of a fixed size."""
-    raise full
 
 
 def plan(table: SessionTable, geometry: Geometry, newcomer: UUID | None = None) -> Plan:

@@ -130,7 +130,7 @@ class SessionManager(SessionWrites):
                 table,
                 self._own.control,
                 cleanup_delay=delay,
-                make_room=_weakly(self._make_room),
+                grow=_weakly(self._make_room),
             )
             self._show(table)
             self._watches, self._ended = Watches(self._name), {}

@@ -1,7 +1,7 @@
-"""The rules: create, update, terminate, expire. Pure; it knows no clock, no lock and no I/O.
+"""The registry: its rules, and what time and the ends of owner processes do to its sessions.
 
-Every call takes the time as an argument and either commits one change or raises and changes
-nothing. A session's deadline stands in its record, so the next writer takes it up again.
+Pure, as the rules are. A session's deadline stands in its record, so the next writer takes it up
+again.
 """
 
 from __future__ import annotations
@@ -9,34 +9,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from msgspec import UNSET, UnsetType
-from msgspec.structs import replace
-
 from .deadlines import Deadlines
-from .errors import (
-    IllegalTransition,
-    RecordTooLarge,
-    RegistryFull,
-    SessionExists,
-    SessionNotFound,
-    VersionConflict,
-)
-from .growth import refuse
-from .marks import changed_fields, first_payload, owner_of, whole_microseconds
+from .errors import CorruptRegistry
+from .marks import owner_of
 from .owners import Owners
-from .session import MOVES, Session, SessionStatus, with_request
+from .rules import SessionRules
+from .session import SessionStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from msgspec import Raw
-
     from .control import ControlWriter, Identity
+    from .errors import RegistryFull
     from .marks import Instant
+    from .session import Session
     from .writer import Dropped, TableWriter
 
 #: An attribute of an enumeration costs as much as four of a module.
-_INITIALIZING: Final = SessionStatus.INITIALIZING
 _TERMINATED: Final = SessionStatus.TERMINATED
 
 #: What the record of an expired session says.
@@ -46,7 +35,7 @@ EXPIRED: Final = "expired"
 BATCH: Final = 256
 
 
-class Registry:
+class Registry(SessionRules):
     """The sessions of one registry, as their one writer changes them."""
 
     def __init__(
@@ -55,7 +44,7 @@ class Registry:
         control: ControlWriter,
         *,
         cleanup_delay: int,
-        make_room: Callable[[UUID, RegistryFull], object] = refuse,
+        grow: Callable[[UUID | None, RegistryFull], object] | None = None,
     ) -> None:
         """Take a table to write.
 
@@ -63,15 +52,12 @@ class Registry:
             table: the sessions.
             control: where what happens is counted.
             cleanup_delay: how long a terminated session stays visible, in nanoseconds.
-            make_room: given the id of a session that finds no room, and the error that says so;
-                raises it, or puts a larger table in the place of ``table``.
+            grow: given the id of a new session that finds no room, or None for a record that
+                outgrows its own, and the error that says so; raises it, or puts another table in
+                the place of ``table``. None is a table of a fixed size.
         """
-        self.table = table
-        self._control = control
-        self._cleanup_delay = cleanup_delay
-        self._make_room = make_room
-        self._deadlines = Deadlines()
-        self.owners = Owners()
+        super().__init__(table, control, cleanup_delay=cleanup_delay)
+        self._grow = grow
 
     def resume(self, identity: Identity) -> tuple[int, tuple[Dropped, ...]]:
         """Take up what the table holds, deadlines and owners included.
@@ -101,135 +87,7 @@ class Registry:
         self.table.revoke(gone)
         self._control = gone
 
-    # ------------------------------------------------------------------ changes
-
-    def create(  # noqa: PLR0913 - one argument a field
-        self,
-        session_id: UUID,
-        *,
-        maps: bytes,
-        owner: Identity | None,
-        ttl: int | None,
-        now: Instant,
-        request: bytes | None = None,
-    ) -> Session:
-        """Add a session, initializing.
-
-        Args:
-            session_id: its id.
-            maps: its metadata and model configuration, as ``encode_maps`` returns them.
-            owner: its owner process.
-            ttl: in how many nanoseconds it expires, or None.
-            now: the time.
-            request: the id of the request that asks for it, 16 bytes, for the record to keep.
-
-        Raises:
-            SessionExists: where the id is visible.
-            RecordTooLarge: where the record does not fit a slot.
-            RegistryFull: where no room is, nor can be made.
-        """
-        if self._is_visible(session_id):
-            raise SessionExists(session_id)
-        packed, deadline = first_payload(maps, owner, ttl, now, request)
-        created = whole_microseconds(now.wall)
-        session = Session(
-            session_id=session_id,
-            version=self.table.next_version(),
-            status=_INITIALIZING,
-            pid=None if owner is None else owner.pid,
-            _created=created,
-            _updated=created,
-            _payload=packed,
-        )
-        try:
-            self.table.insert(session)
-        except RecordTooLarge:
-            if request is None:
-                raise
-            # What fits without the id of its request must not fail for it.
-            return self.create(session_id, maps=maps, owner=owner, ttl=ttl, now=now)
-        except RegistryFull as full:
-            self._make_room(session_id, full)
-            # Anew, for in the making of room a version may have been used up.
-            again: dict[str, Any] = {"maps": maps, "owner": owner, "ttl": ttl, "request": request}
-            return self.create(session_id, now=now, **again)
-        if deadline is not None:
-            self._deadlines.set(session_id.int, deadline)
-        if owner is not None:
-            self.owners.set(session_id.int, owner)
-        self._control.count("created")
-        return session
-
-    def update(  # noqa: PLR0913 - one argument a field
-        self,
-        session_id: UUID,
-        *,
-        now: Instant,
-        status: SessionStatus | UnsetType = UNSET,
-        metadata: Raw | UnsetType = UNSET,
-        llm_config: Raw | UnsetType = UNSET,
-        owner: Identity | UnsetType | None = UNSET,
-        ttl: int | UnsetType | None = UNSET,
-        expected_version: int | None = None,
-        request: bytes | None = None,
-    ) -> Session:
-        """Change what is given of a live session and return its new version.
-
-        The record keeps ``request``, the id of the request that asks for it, where it has room;
-        without one it keeps the last.
-
-        Raises:
-            SessionNotFound: where it is not there, or terminated.
-            VersionConflict: where it is not at ``expected_version``.
-            IllegalTransition: where its status may not move so.
-            RecordTooLarge: where the record no longer fits a slot.
-        """
-        entry, session = self._live(session_id)
-        if expected_version not in {None, session.version}:
-            raise VersionConflict(session_id, expected_version, session.version)
-        if status is UNSET:
-            status = session.status
-        elif status is not session.status and status not in MOVES[session.status]:
-            allowed = tuple(move.value for move in MOVES[session.status])
-            raise IllegalTransition(session_id, session.status.value, status.value, allowed)
-        changes = changed_fields(metadata, llm_config, owner, ttl, now)
-        pid = session.pid if owner is UNSET else None if owner is None else owner.pid
-        if status is _TERMINATED:
-            changes["deadline"] = now.monotonic + self._cleanup_delay
-            # Nobody need know any more whether that process lives.
-            owner = None
-        changed = self._replace(
-            entry, session, now, changes, status=status, pid=pid, request=request
-        )
-        if owner is not UNSET:
-            self.owners.set(session_id.int, owner)
-        return changed
-
-    def terminate(
-        self, session_id: UUID, *, error: str | None, now: Instant, request: bytes | None = None
-    ) -> None:
-        """End a session; it stays visible as terminated for the cleanup delay.
-
-        An ``error`` too long for what is left of the slot is cut to that; ``request`` is as in
-        ``update``.
-
-        Raises:
-            SessionNotFound: where it is not there. One that is visible as terminated stays as is.
-        """
-        entry, session = self._visible(session_id)
-        if session.status is not _TERMINATED:
-            deadline = now.monotonic + self._cleanup_delay
-            changes: dict[str, Any] = {"error": error, "deadline": deadline}
-            end: dict[str, Any] = {"status": _TERMINATED, "pid": session.pid}
-            try:
-                self._replace(entry, session, now, changes, request=request, **end)
-            except RecordTooLarge as large:
-                # The end must succeed; its reason is what can be shortened.
-                kept = (error or "").encode()[: large.limit - large.size]
-                changes |= {"error": kept.decode(errors="ignore"), "request": None}
-                self._replace(entry, session, now, changes, **end)
-            if session.pid is not None:
-                self.owners.set(session_id.int, None)
+    # ------------------------------------------------------------------ what happens to them
 
     def owner_ended(
         self, owner: Identity, error: str, now: Instant, *, asked: bool = False, limit: int = BATCH
@@ -254,14 +112,17 @@ class Registry:
             self.owners.set(key, None)
         return len(keys)
 
-    # ------------------------------------------------------------------ deadlines
-
     def next_turn(self) -> int | None:
         """Return the next deadline, or 0, which is at once, where an owner is not watched yet."""
         return 0 if self.owners.arrived else self._deadlines.next()
 
-    def expire(self, now: Instant) -> None:
-        """Remove the terminated whose delay is over, terminate those past their time to live."""
+    def expire(self, now: Instant) -> int:
+        """Remove the terminated whose delay is over, terminate those past their time to live.
+
+        Returns:
+            How many it removed.
+        """
+        removed = 0
         for key in self._deadlines.due(now.monotonic, BATCH):
             session_id = UUID(int=key)
             found = self.table.look_up(session_id)
@@ -273,76 +134,22 @@ class Registry:
                 self._control.count("removed")
                 self.table.remove(found[0])
                 self._deadlines.set(key, None)
+                removed += 1
             else:
                 self.terminate(session_id, error=EXPIRED, now=now)
+        return removed
 
-    # ------------------------------------------------------------------ parts
-
-    def find(self, session_id: UUID) -> Session | None:
-        """Return a session that is visible, or None."""
-        found = self.table.look_up(session_id)
-        return None if found is None else found[2]
-
-    def _is_visible(self, session_id: UUID) -> bool:
-        glance = self.table.quick_glance(session_id)
-        if glance is None:
-            return self.table.find(session_id, self.table.copy_head) is not None
-        return glance != ()
-
-    def _visible(self, session_id: UUID) -> tuple[int, Session]:
-        # Verified: what is not changed is copied on, and damage must not get a crc that is right.
-        found = self.table.find(session_id, self.table.slots.copy_whole_verified)
-        if found is None:
-            raise SessionNotFound(session_id)
-        return found[0], self.table.make_session(session_id, *found)
-
-    def _live(self, session_id: UUID) -> tuple[int, Session]:
-        entry, session = self._visible(session_id)
-        if session.status is _TERMINATED:
-            raise SessionNotFound(session_id)
-        return entry, session
-
-    def _replace(  # noqa: PLR0913 - one argument a field
-        self,
-        entry: int,
-        session: Session,
-        now: Instant,
-        changes: dict[str, Any],
-        *,
-        status: SessionStatus,
-        pid: int | None,
-        request: bytes | None = None,
-    ) -> Session:
-        """Commit a session's next version, with ``changes`` to its payload.
-
-        The id of a request goes into the payload as well, where it fits: what fits without it must
-        not fail for it.
-        """
-        packed = session._payload  # noqa: SLF001 - ours
-        if request is not None and not changes:
-            spliced = with_request(packed, request)
-            if spliced is not None:
-                packed, request = spliced, None
-        if request is not None:
-            try:
-                marked = {**changes, "request": request}
-                return self._replace(entry, session, now, marked, status=status, pid=pid)
-            except RecordTooLarge:
-                changes["request"] = None
-        if changes:
-            payload = replace(session.payload(), **changes)
-            packed = payload.encode()
-        changed = Session(
-            session_id=session.session_id,
-            version=self.table.next_version(),
-            status=status,
-            pid=pid,
-            _created=session._created,  # noqa: SLF001 - ours
-            _updated=whole_microseconds(now.wall),
-            _payload=packed,
-        )
-        self.table.replace(entry, changed)
-        if changes:
-            self._deadlines.set(changed.session_id.int, payload.deadline)
-        self._control.count("updated")
-        return changed
+    def make_room(self, newcomer: UUID | None, full: RegistryFull, now: Instant) -> None:
+        """Make room for a record, or raise ``full``."""
+        # What is due may not have had its turn, where creates follow one another without a pause:
+        # a table must not grow for it.
+        try:
+            removed = self.expire(now)
+        except CorruptRegistry:
+            # That of another session. The turn that it is waiting for recovers it.
+            removed = 0
+        if removed:
+            return
+        if self._grow is None:
+            raise full
+        self._grow(newcomer, full)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from jidoka_shm.control import ControlWriter, Identity
-from jidoka_shm.growth import refuse
 from jidoka_shm.layout import CONTROL_SIZE, Geometry
 from jidoka_shm.marks import Instant
 from jidoka_shm.registry import Registry
@@ -43,10 +42,10 @@ def successor_of(writer: TableWriter) -> TableWriter:
 
 
 def make_registry(
-    writer: TableWriter, *, cleanup_delay: int = 50, make_room: Callable[..., object] = refuse
+    writer: TableWriter, *, cleanup_delay: int = 50, grow: Callable[..., object] | None = None
 ) -> Registry:
     """Return the rules over a writer; the delay is in nanoseconds."""
-    return Registry(writer, writer.control, cleanup_delay=cleanup_delay, make_room=make_room)
+    return Registry(writer, writer.control, cleanup_delay=cleanup_delay, grow=grow)
 
 
 def at(moment: int) -> Instant:

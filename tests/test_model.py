@@ -74,7 +74,7 @@ class Model(RuleBasedStateMachine):
 
     def _write(self, writer: TableWriter) -> None:
         self.writer = writer
-        self.registry = make_registry(writer, cleanup_delay=DELAY, make_room=self._make_room)
+        self.registry = make_registry(writer, cleanup_delay=DELAY, grow=self._make_room)
 
     def _make_room(self, newcomer: UUID, full: RegistryFull) -> None:
         """Grow as a manager does."""

@@ -42,6 +42,7 @@ PURE = (
     "growth",
     "writer",
     "marks",
+    "rules",
     "registry",
     "protocol",
     "once",

@@ -612,7 +612,7 @@ def test_a_check_beside_a_busy_writer_is_right_or_says_that_it_was_contended(nam
         from jidoka_shm import RegistryFull, SessionManager
         stop = threading.Event()
         threading.Thread(target=lambda: (sys.stdin.read(), stop.set())).start()
-        with SessionManager(sys.argv[1], capacity=16_384, cleanup_delay=0) as manager:
+        with SessionManager(sys.argv[1], capacity=1_024, cleanup_delay=0) as manager:
             print("ready", flush=True)
             while not stop.is_set():
                 try:

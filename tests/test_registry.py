@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 from uuid import UUID
 
 import pytest
@@ -22,7 +22,7 @@ from jidoka_shm.errors import (
     SessionNotFound,
     VersionConflict,
 )
-from jidoka_shm.layout import ROOM_TO_END, SLOT_HEADER_SIZE, SPARE_SLOTS
+from jidoka_shm.layout import ROOM_TO_END, SLOT_HEADER_SIZE, SLOT_MASK, SPARE_SLOTS
 from jidoka_shm.maps import encode_map
 from jidoka_shm.marks import Instant
 from jidoka_shm.registry import Registry
@@ -560,6 +560,40 @@ def test_each_kind_of_error_of_a_change_is_among_the_failures() -> None:
         SessionNotFound,
         VersionConflict,
     }
+
+
+@pytest.mark.parametrize("ended", [1, 4])
+def test_what_is_due_makes_room_before_the_table_grows(ended: int) -> None:
+    grown: list[UUID] = []
+    registry = make_registry(make_writer(4), grow=lambda key, _: grown.append(key))
+    for key in range(4):
+        _create(registry, key)
+    for key in range(ended):
+        registry.terminate(UUID(int=key), error=None, now=at(0))
+    _create(registry, 9, at(DELAY))
+    assert not grown
+    assert registry.table.free_slots == SPARE_SLOTS + ended - 1
+    assert registry.table.check() == []
+
+
+def test_a_damaged_session_that_is_due_keeps_no_table_from_growing() -> None:
+    grown: list[UUID] = []
+
+    def make_room(key: UUID, full: RegistryFull) -> NoReturn:
+        grown.append(key)
+        raise full
+
+    registry = make_registry(make_writer(4), grow=make_room)
+    for key in range(4):
+        _create(registry, key)
+    registry.terminate(UUID(int=0), error=None, now=at(0))
+    found = registry.table.look_up(UUID(int=0))
+    assert found is not None
+    # No slot has this number.
+    registry.table.index.words[found[0]] |= SLOT_MASK
+    with pytest.raises(RegistryFull):
+        _create(registry, 9, at(DELAY))
+    assert grown == [UUID(int=9)]
 
 
 def test_after_10_000_failed_creations_there_is_room_for_one_that_follows_an_end() -> None:
