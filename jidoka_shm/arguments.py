@@ -13,6 +13,7 @@ from .errors import InvalidSessionId, shown
 CAPACITY: Final = 16_384
 MAX_CAPACITY: Final = 1_048_576
 SLOT_SIZE: Final = 512
+MAX_RECORD_SIZE: Final = 1 << 20
 CLEANUP_DELAY: Final = 0.05
 MODE: Final = 0o600
 MAX_CLIENTS: Final = 512

@@ -10,7 +10,7 @@
     |-- InvalidSessionId (ValueError)          not a UUID, nor the text of one
     |-- InvalidName (ValueError)               not a registry's name
     |-- InvalidMetadata (ValueError)           a map holds what JSON does not
-    |-- RecordTooLarge (ValueError)            the record outgrows its slot
+    |-- RecordTooLarge (ValueError)            the record is too long
     |-- RegistryFull                           no free slot, or no room in /dev/shm
     |-- RegistryNotFound (FileNotFoundError)   nobody made a registry of that name
     |-- RegistryClosed                         this handle, or the registry, is closed
@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -200,12 +200,12 @@ class RecordTooLarge(JidokaError, ValueError):
     Attributes:
         size: the record's size in bytes; of what no request can carry, that of its maps.
         limit: the largest that fits, in bytes.
-        place: what it does not fit: ``"slot"``, or ``"request"``, whatever the slots hold.
+        place: what it does not fit: ``"record"``, or ``"request"``, whatever a record holds.
     """
 
     size: int
     limit: int
-    place: str = "slot"
+    place: str = "record"
 
     def __str__(self) -> str:
         if self.place == "request":
@@ -213,12 +213,14 @@ class RecordTooLarge(JidokaError, ValueError):
                 f"the session's maps take {self.size} bytes of a request and may take "
                 f"{self.limit}: keep less in them, or make the change in the manager's own process"
             )
-        # Slots are of a multiple of 64 bytes; a limit that is none leaves the rest for the end.
-        kept = ", the rest being kept for its end" if self.limit % 64 else ""
         return (
-            f"the session takes {self.size} bytes of a slot and may take {self.limit}{kept}: keep "
-            "less in its maps, or resize() the registry with a larger slot_size"
+            f"the session takes a record of {self.size} bytes and may take {self.limit}: keep less "
+            "in its maps, or give the manager a larger max_record_size"
         )
+
+
+#: What a registry has no more of after years: the unit of a ``RegistryFull``.
+VERSIONS: Final = "versions of 40 bits"
 
 
 @dataclass(eq=False, repr=False)
@@ -228,8 +230,8 @@ class RegistryFull(JidokaError):
     Attributes:
         needed: what was asked for (slots, or bytes).
         available: what there is of it.
-        unit: ``"slots"``, ``"bytes of /dev/shm"``, ``"entries near the id's home"`` or
-            ``"versions of 40 bits"``.
+        unit: ``"slots"``, ``"adjacent slots"``, ``"bytes of /dev/shm"``, ``"entries near the id's
+            home"`` or ``"versions of 40 bits"``.
     """
 
     needed: int
@@ -242,7 +244,7 @@ class RegistryFull(JidokaError):
                 "free some, make the registry smaller, or enlarge /dev/shm (in a container, "
                 "start it with a larger --shm-size)"
             )
-        elif self.unit == "versions of 40 bits":
+        elif self.unit == VERSIONS:
             out = "make the registry anew with fresh=True"
         else:
             out = "end sessions, or give it a larger capacity: by max_capacity, or by resize()"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from .attachment import Attachment, detached
 from .errors import CorruptRegistry, RegistryClosed, RegistryFull
-from .growth import plan
+from .growth import plan, slots_for
 from .layout import Geometry
 from .logs import log
 from .reads import SessionReads
@@ -62,46 +62,59 @@ class SessionTables(SessionReads):
 
     # ------------------------------------------------------------------ growing
 
-    def _make_room(self, newcomer: UUID, full: RegistryFull) -> None:
-        """Go on in a table twice as large, so that a new session finds room.
+    def _make_room(self, newcomer: UUID | None, full: RegistryFull) -> None:
+        """Go on in a larger table, or in one where free slots lie together.
+
+        Args:
+            newcomer: the id of a new session; None where a record outgrows its slots.
+            full: what it met with.
 
         Raises:
             RegistryFull: where that would be beyond the limit, or /dev/shm has no room.
         """
-        geometry = self._registry.table.geometry
-        capacity = min(2 * geometry.capacity, self._max_capacity)
-        if capacity <= geometry.capacity:
+        table = self._registry.table
+        room = full.needed if full.unit == "adjacent slots" else 1
+        used = table.geometry.slot_count - table.free_slots
+        needed = used + slots_for(room, table.space.longest)
+        now = capacity = table.geometry.capacity
+        # With a quarter of it free, the next table need not follow soon.
+        if room == 1 or needed > now - now // 4:
+            while capacity == now or capacity < needed:
+                capacity *= 2
+        capacity = max(now, min(capacity, self._max_capacity))
+        if needed > capacity or (capacity == now and room == 1):
             raise full
-        self._move(Geometry.for_capacity(capacity, geometry.slot_size), newcomer)
+        self._move(Geometry.for_capacity(capacity, table.geometry.slot_size), newcomer, room)
 
-    def _move(self, geometry: Geometry, newcomer: UUID | None = None) -> None:
+    def _move(self, geometry: Geometry, newcomer: UUID | None = None, room: int = 0) -> None:
         """Go on in a table of another geometry, with all sessions.
 
         Raises:
-            RegistryFull, RecordTooLarge: where they do not fit. Nothing changed.
+            RegistryFull: where they do not fit. Nothing changed.
         """
         before = self._registry.table.geometry.capacity
         try:
-            self._step_to(geometry, newcomer)
+            self._step_to(geometry, newcomer, room)
         except (CorruptRegistry, TableGone) as error:
             reason, why = str(error) or _GIVEN_UP, {"registry": self._name}
             log.error("recovering registry %r: %s", self._name, reason, extra=why)
             self._resume()
-            self._step_to(geometry, newcomer)
+            self._step_to(geometry, newcomer, room)
         text = "registry %r: room for %d sessions of %d bytes now, and for %d before"
         extra = {"registry": self._name, "capacity": geometry.capacity}
         log.info(text, self._name, geometry.capacity, geometry.slot_size, before, extra=extra)
 
-    def _step_to(self, geometry: Geometry, newcomer: UUID | None) -> None:
+    def _step_to(self, geometry: Geometry, newcomer: UUID | None, room: int) -> None:
         old = self._registry.table
-        where = plan(old, geometry, newcomer)
+        where = plan(old, geometry, newcomer, room=room)
         if not self._own.is_named():
             # A name that is made now would be in the way of whoever has the registry's next.
             raise RegistryClosed(self._name, REMOVED)
         self._growing = True
         try:
             memory, header = self._own.create_next(geometry)
-            new = TableWriter(memory, self._own.control, geometry)
+            limit = old.max_record_size
+            new = TableWriter(memory, self._own.control, geometry, max_record_size=limit)
             self._step = old, new, header
             new.fill(old, where)
             header.store(memory)

@@ -7,19 +7,17 @@ before it, whichever is farther.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .errors import CorruptRegistry, RecordTooLarge, RegistryFull
+from .errors import CorruptRegistry, RegistryFull
 from .layout import (
     HALVES,
     MAX_DISTANCE,
-    ROOM_TO_END,
     SLOT_BITS,
     SLOT_HEADER_SIZE,
     SLOT_MASK,
-    STATUS_CODES,
     VERSION_MASK,
     Geometry,
 )
@@ -31,47 +29,76 @@ if TYPE_CHECKING:
 
     from .table import SessionTable
 
-_TERMINATED: Final = STATUS_CODES.index("terminated")
-
 
 class Plan(NamedTuple):
     """All sessions of a table in the order of their homes in another one, in columns.
 
     Attributes:
-        slots: where each record is; it will be in the slot of its number here.
+        slots: the first slot of each record where it is.
+        sizes: the bytes of each record.
+        starts: the first slot of each where it goes.
+        runs: how many slots it takes there.
+        is_long: whether it takes more than one slot of either table.
         entries: where each session will be.
         words: the index word of each.
         reach: what each home will need.
     """
 
     slots: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    runs: NDArray[np.int64]
+    is_long: NDArray[np.bool_]
     entries: NDArray[np.int64]
     words: NDArray[np.uint64]
     reach: bytes
 
 
-def plan(table: SessionTable, geometry: Geometry, newcomer: UUID | None = None) -> Plan:
+def plan(
+    table: SessionTable, geometry: Geometry, newcomer: UUID | None = None, *, room: int = 0
+) -> Plan:
     """Return how the sessions of a table lie in one of another geometry.
 
     Args:
         table: where they are; nothing writes to it.
         geometry: of the table that they go to.
         newcomer: an id that must find an entry there, too.
+        room: the slots of a record that must find room there, too.
 
     Raises:
         RegistryFull: where there are more of them than fit, or ids that are not parted there.
-        RecordTooLarge: where the record of one does not fit a slot.
         CorruptRegistry: where a word names no record of its version. A recovery drops it.
         TableGone: where a word is one of a table that was given up.
     """
     _, words = table.occupied()
     headers = table.slots.copy_headers(words)
     slots = (words & np.uint64(SLOT_MASK)).astype(np.int64)
-    _check_soundness(table, words, slots, headers)
-    _check_room(headers, geometry)
+    lengths = headers["payload_length"].astype(np.int64)
+    before = table.geometry.run_length(lengths, headers["status"])
+    _check_soundness(table, words, slots, headers, before)
     homes = homes_of(headers["session_id"].tobytes(), geometry.index_size)
     order = np.argsort(homes, kind="stable")
     homes = homes[order]
+    entries, reach = _place(homes, geometry, newcomer)
+    runs = geometry.run_length(lengths, headers["status"])[order]
+    _check_room(runs, geometry, room)
+    starts = np.cumsum(runs) - runs
+    return Plan(
+        slots=slots[order],
+        sizes=lengths[order] + SLOT_HEADER_SIZE,
+        starts=starts,
+        runs=runs,
+        is_long=(before[order] > 1) | (runs > 1),
+        entries=entries,
+        words=words[order] & ~np.uint64(SLOT_MASK) | starts.astype(np.uint64),
+        reach=reach,
+    )
+
+
+def _place(
+    homes: NDArray[np.int64], geometry: Geometry, newcomer: UUID | None
+) -> tuple[NDArray[np.int64], bytes]:
+    """Return the entry of each session, in the order of their homes, and what each home needs."""
     numbers = np.arange(len(homes))
     # Each is after the one before it, so less their numbers the entries never fall.
     entries = np.maximum.accumulate(homes - numbers) + numbers
@@ -84,8 +111,7 @@ def plan(table: SessionTable, geometry: Geometry, newcomer: UUID | None = None) 
     # The last of a home is the farthest.
     last = np.flatnonzero(np.diff(homes, append=-1))
     reach[homes[last]] = distances[last] + 1
-    words = words[order] & ~np.uint64(SLOT_MASK) | numbers.astype(np.uint64)
-    return Plan(slots[order], entries, words, reach.tobytes())
+    return entries, reach.tobytes()
 
 
 def homes_of(ids: bytes, index_size: int) -> NDArray[np.int64]:
@@ -106,24 +132,34 @@ def _check_soundness(
     words: NDArray[np.uint64],
     slots: NDArray[np.int64],
     headers: NDArray[Any],
+    runs: NDArray[np.int64],
 ) -> None:
     """Raise ``CorruptRegistry`` where a record cannot be told from others, or be copied whole."""
     sound = table.slots.has(words)
     sound &= headers["version"] & VERSION_MASK == words >> np.uint64(SLOT_BITS)
-    sound &= headers["payload_length"] <= table.geometry.payload_limit
-    if not sound.all() or len(np.unique(slots)) < len(slots):
+    sound &= headers["payload_length"] <= table.slots.limit
+    order = np.argsort(slots)
+    # Each run ends before the next one begins, and the last one in the table.
+    nexts = np.append(slots[order][1:], table.geometry.slot_count)
+    if not sound.all() or (slots[order] + runs[order] > nexts[: len(slots)]).any():
         reason = "an index word names no record of its version, or one that another word names"
         raise CorruptRegistry(reason)
 
 
-def _check_room(headers: NDArray[Any], geometry: Geometry) -> None:
-    """Raise where the sessions do not fit: all of them, or one of them its slot."""
-    if len(headers) > geometry.capacity:
-        raise RegistryFull(len(headers), geometry.capacity, "slots")
-    sizes = headers["payload_length"].astype(np.int64) + SLOT_HEADER_SIZE
-    # Only the end of a session may take what is kept for it.
-    limits = geometry.slot_size - ROOM_TO_END * (headers["status"] != _TERMINATED)
-    over = sizes - limits
-    if len(over) and over.max() > 0:
-        worst = int(over.argmax())
-        raise RecordTooLarge(int(sizes[worst]), int(limits[worst]))
+def _check_room(runs: NDArray[np.int64], geometry: Geometry, room: int) -> None:
+    """Raise ``RegistryFull`` where the sessions do not fit, with what must stay free."""
+    needed = int(runs.sum()) + slots_for(room, int(runs.max(initial=1)))
+    if needed > geometry.capacity:
+        raise RegistryFull(needed, geometry.capacity, "slots")
+
+
+def slots_for(room: int, longest: int) -> int:
+    """Return how many free slots a table must have, beside the spare ones.
+
+    Args:
+        room: the slots of a new record, or 0.
+        longest: those of the longest there is.
+    """
+    # The reserve, where any record takes more than one.
+    longest = max(room, longest)
+    return room + (longest if longest > 1 else 0)

@@ -17,9 +17,10 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import InvalidName, shown
 
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
     #: What a registry may live in.
     Memory = mmap | bytearray
 
-FORMAT_VERSION: Final = 2
+#: A number, or a column of numbers.
+N = TypeVar("N", int, NDArray[Any])
+
+FORMAT_VERSION: Final = 3
 
 #: ``b"JIDOKA-C"`` and ``b"JIDOKA-T"``, read as a word; stored last, so a half-made object has none.
 CONTROL_MAGIC: Final = int.from_bytes(b"JIDOKA-C", "little")
@@ -171,6 +175,7 @@ HALVES: Final = np.dtype(">u8")
 
 #: A status as the slot header writes it. Position is code; 0 is never written.
 STATUS_CODES: Final = ("", "initializing", "active", "idle", "terminating", "terminated")
+TERMINATED_CODE: Final = STATUS_CODES.index("terminated")
 
 # ---------------------------------------------------------------------------- geometry
 
@@ -187,13 +192,16 @@ GIVEN_UP_REACH: Final = 255
 #: as there are, so that a reader still copying it seldom has to retry.
 SPARE_SLOTS: Final = 16
 
-#: Bytes of each slot that only the end of a session may take: for its deadline, the word
-#: "expired" and what msgpack needs beside them. So an end always fits.
+#: Bytes of a live record's slots that only the end of its session may take: for its deadline, the
+#: word "expired" and what msgpack needs beside them. So an end needs no more slots.
 ROOM_TO_END: Final = 32
 
 MAX_CAPACITY: Final = (1 << SLOT_BITS) - SPARE_SLOTS
 MIN_SLOT_SIZE: Final = 128
 MAX_SLOT_SIZE: Final = 1 << 24
+
+#: Bytes of the longest record, header included: what a reader believes of a length in memory.
+MAX_RECORD_SIZE: Final = 1 << 24
 ALIGNMENT: Final = 64
 
 
@@ -203,6 +211,14 @@ def check_capacity(name: str, capacity: int) -> int:
         msg = f"{name} is {shown(capacity)}: it must be 1 to {MAX_CAPACITY} sessions"
         raise ValueError(msg)
     return capacity
+
+
+def check_record_size(name: str, size: int) -> int:
+    """Return ``size`` where the longest record can be of it; ``ValueError`` where not."""
+    if not MIN_SLOT_SIZE <= size <= MAX_RECORD_SIZE:
+        msg = f"{name} is {shown(size)}: it must be {MIN_SLOT_SIZE} to {MAX_RECORD_SIZE} bytes"
+        raise ValueError(msg)
+    return size
 
 
 def _is_prime(number: int) -> bool:
@@ -266,10 +282,17 @@ class Geometry:
         """Sessions that fit."""
         return self.slot_count - SPARE_SLOTS
 
-    @property
-    def payload_limit(self) -> int:
-        """Bytes of payload that fit into one slot."""
-        return self.slot_size - SLOT_HEADER_SIZE
+    def run_length(self, payload_length: N, status_code: N) -> N:
+        """Return how many adjacent slots a record takes, its header in the first; of many at once.
+
+        Args:
+            payload_length: bytes of its payload, or a column of them, of 64 bits.
+            status_code: its status's code, or a column of them.
+        """
+        size = SLOT_HEADER_SIZE + payload_length + ROOM_TO_END * (status_code != TERMINATED_CODE)
+        # Upside down, since what is divided away must be rounded up.
+        run: N = -(-size // self.slot_size)
+        return run
 
     @property
     def entries(self) -> int:

@@ -16,6 +16,7 @@ from .arguments import (
     CLEANUP_DELAY,
     MAX_CAPACITY,
     MAX_CLIENTS,
+    MAX_RECORD_SIZE,
     MODE,
     SLOT_SIZE,
     check_flag,
@@ -25,7 +26,7 @@ from .arguments import (
     parse_session_id,
 )
 from .errors import RegistryClosed, RegistryFull
-from .layout import Geometry, check_capacity, check_name
+from .layout import Geometry, check_capacity, check_name, check_record_size
 from .logs import log
 from .reactor import Reactor
 from .recovery import Recovery
@@ -61,6 +62,7 @@ class SessionManager(SessionWrites):
         capacity: int = CAPACITY,
         slot_size: int = SLOT_SIZE,
         max_capacity: int = MAX_CAPACITY,
+        max_record_size: int = MAX_RECORD_SIZE,
         grow: bool = True,
         cleanup_delay: float = CLEANUP_DELAY,
         mode: int = MODE,
@@ -73,10 +75,13 @@ class SessionManager(SessionWrites):
 
         Args:
             name: the registry's name, 1 to 64 of letters, digits, ``_`` and ``-``.
-            capacity: sessions that fit into a new one; one taken over that has less grows to it.
-            slot_size: bytes a session, a multiple of 64; one taken over keeps its own.
-            max_capacity: sessions that it may grow to by itself, where a new one finds no room. One
+            capacity: slots of a new one, of which a session takes one or more; one taken over that
+                has fewer grows to it.
+            slot_size: bytes a slot, a multiple of 64; one taken over keeps its own.
+            max_capacity: slots that it may grow to by itself, where a record finds no room. One
                 that is larger keeps its size.
+            max_record_size: bytes of the longest record, 128 to 2**24; what one taken over holds
+                may be longer.
             grow: whether it may grow at all. Where not, one taken over keeps its size, too.
             cleanup_delay: how long a terminated session stays visible, in seconds.
             mode: the mode of the shared memory, of one taken over too; 0o640 or 0o644 lets others
@@ -99,6 +104,8 @@ class SessionManager(SessionWrites):
             check_whole("capacity", capacity), check_whole("slot_size", slot_size)
         )
         max_capacity = check_capacity("max_capacity", check_whole("max_capacity", max_capacity))
+        record_size = check_whole("max_record_size", max_record_size)
+        max_record_size = check_record_size("max_record_size", record_size)
         self._max_capacity = max_capacity if check_flag("grow", grow) else 0
         delay = int(check_seconds("cleanup_delay", cleanup_delay) * 1e9)
         mode, fresh = check_mode(mode), check_flag("fresh", fresh)
@@ -122,7 +129,9 @@ class SessionManager(SessionWrites):
                 undo.callback(self._own.destroy)
             undo.callback(self._own.control.publish_socket, None)
             self._instance = header.instance
-            table = TableWriter(memory, self._own.control, header.geometry)
+            table = TableWriter(
+                memory, self._own.control, header.geometry, max_record_size=max_record_size
+            )
             if not found:
                 # First, for it needs no descriptor, and there may be none left to destroy it with.
                 undo.callback(self._own.revoke, [table])
@@ -223,7 +232,7 @@ class SessionManager(SessionWrites):
             OwnerNotAlive: where no process of this pid namespace has the pid.
             OSError: where no descriptor is left to look at ``pid``.
             InvalidMetadata, InvalidSessionId, ValueError, TypeError: for a bad argument.
-            RecordTooLarge: where the session outgrows a slot.
+            RecordTooLarge: where its record is longer than ``max_record_size``.
             RegistryFull: where there is no room, nor can be made any.
         """
         new_id = uuid4() if session_id is None else parse_session_id(session_id)
@@ -262,7 +271,9 @@ class SessionManager(SessionWrites):
             OwnerNotAlive: where no process of this pid namespace has the pid.
             OSError: where no descriptor is left to look at ``pid``.
             InvalidMetadata, InvalidSessionId, ValueError, TypeError: for a bad argument.
-            RecordTooLarge: where the session outgrows a slot.
+            RecordTooLarge: where its record becomes longer than ``max_record_size``.
+            RegistryFull: where it takes more slots than before, and there is no room, nor can be
+                made any. A change of status or of ``ttl`` takes no more.
         """
         fields = changes.for_update(status, metadata, llm_config, pid, ttl, expected_version)
         return self._change(self._registry.update, parse_session_id(session_id), fields)
@@ -272,7 +283,8 @@ class SessionManager(SessionWrites):
 
         Args:
             session_id: which session.
-            error: why, if it went wrong; cut to what is left of the slot.
+            error: why, if it went wrong; where there is no room for it, cut to what is left of the
+                session's slots.
 
         Raises:
             SessionNotFound: where it is not there. One still visible as terminated is no error.

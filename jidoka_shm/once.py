@@ -35,6 +35,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
 from .errors import JidokaError
+from .layout import SLOT_HEADER_SIZE
 from .protocol import Done, Unknown, pack_error
 from .session import SessionStatus
 from .slots import pack_slot
@@ -80,8 +81,7 @@ class OnceOnly:
     @property
     def longest(self) -> int:
         """The bytes of a record's payload, at most."""
-        # Of the table as it is now: in one that follows it, slots may be larger.
-        return self._registry.table.geometry.payload_limit
+        return self._registry.table.max_record_size - SLOT_HEADER_SIZE
 
     def create(
         self,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from .logs import log
 
 if TYPE_CHECKING:
-    from .writer import Dropped
+    from .survey import Dropped
 
 
 #: Dropped records that one line of the log names; a million of them must not make it a book.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from .deadlines import Deadlines
-from .errors import CorruptRegistry
+from .errors import VERSIONS, CorruptRegistry
 from .marks import owner_of
 from .owners import Owners
 from .rules import SessionRules
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from .errors import RegistryFull
     from .marks import Instant
     from .session import Session
-    from .writer import Dropped, TableWriter
+    from .survey import Dropped
+    from .writer import TableWriter
 
 #: An attribute of an enumeration costs as much as four of a module.
 _TERMINATED: Final = SessionStatus.TERMINATED
@@ -141,6 +142,8 @@ class Registry(SessionRules):
 
     def make_room(self, newcomer: UUID | None, full: RegistryFull, now: Instant) -> None:
         """Make room for a record, or raise ``full``."""
+        if full.unit == VERSIONS:
+            raise full
         # What is due may not have had its turn, where creates follow one another without a pause:
         # a table must not grow for it.
         try:

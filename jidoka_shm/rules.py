@@ -20,6 +20,7 @@ from .errors import (
     SessionNotFound,
     VersionConflict,
 )
+from .layout import SLOT_HEADER_SIZE
 from .marks import changed_fields, first_payload, whole_microseconds
 from .owners import Owners
 from .session import MOVES, Session, SessionStatus, with_request
@@ -83,7 +84,7 @@ class SessionRules:
 
         Raises:
             SessionExists: where the id is visible.
-            RecordTooLarge: where the record does not fit a slot.
+            RecordTooLarge: where the record is longer than any may be.
             RegistryFull: where no room is, nor can be made.
         """
         if self._is_visible(session_id):
@@ -140,7 +141,8 @@ class SessionRules:
             SessionNotFound: where it is not there, or terminated.
             VersionConflict: where it is not at ``expected_version``.
             IllegalTransition: where its status may not move so.
-            RecordTooLarge: where the record no longer fits a slot.
+            RecordTooLarge: where the record becomes longer than any may be.
+            RegistryFull: where it takes more slots than before, and no room is, nor can be made.
         """
         entry, session = self._live(session_id)
         if expected_version not in {None, session.version}:
@@ -156,9 +158,13 @@ class SessionRules:
             changes["deadline"] = now.monotonic + self._cleanup_delay
             # Nobody need know any more whether that process lives.
             owner = None
-        changed = self._replace(
-            entry, session, now, changes, status=status, pid=pid, request=request
-        )
+        fields: dict[str, Any] = {"status": status, "pid": pid, "request": request}
+        try:
+            changed = self._replace(entry, session, now, changes, **fields)
+        except RegistryFull as full:
+            self.make_room(None, full, now)
+            entry, session = self._live(session_id)
+            changed = self._replace(entry, session, now, changes, **fields)
         if owner is not UNSET:
             self.owners.set(session_id.int, owner)
         return changed
@@ -168,8 +174,8 @@ class SessionRules:
     ) -> None:
         """End a session; it stays visible as terminated for the cleanup delay.
 
-        An ``error`` too long for what is left of the slot is cut to that; ``request`` is as in
-        ``update``.
+        An ``error`` that finds no room is cut to what is left of the session's slots; ``request``
+        is as in ``update``.
 
         Raises:
             SessionNotFound: where it is not there. One that is visible as terminated stays as is.
@@ -181,10 +187,9 @@ class SessionRules:
             end: dict[str, Any] = {"status": _TERMINATED, "pid": session.pid}
             try:
                 self._replace(entry, session, now, changes, request=request, **end)
-            except RecordTooLarge as large:
+            except (RecordTooLarge, RegistryFull):
                 # The end must succeed; its reason is what can be shortened.
-                kept = (error or "").encode()[: large.limit - large.size]
-                changes |= {"error": kept.decode(errors="ignore"), "request": None}
+                changes |= {"error": self._cut(entry, session, changes), "request": None}
                 self._replace(entry, session, now, changes, **end)
             if session.pid is not None:
                 self.owners.set(session_id.int, None)
@@ -215,6 +220,13 @@ class SessionRules:
             raise SessionNotFound(session_id)
         return entry, session
 
+    def _cut(self, entry: int, session: Session, changes: dict[str, Any]) -> str:
+        """Return of an end's reason what the slots of the session have room for."""
+        payload = replace(session.payload(), **changes, request=None)
+        over = SLOT_HEADER_SIZE + len(payload.encode()) - self.table.room_at(entry)
+        reason = (payload.error or "").encode()
+        return reason[: len(reason) - max(over, 0)].decode(errors="ignore")
+
     def _replace(  # noqa: PLR0913 - one argument a field
         self,
         entry: int,
@@ -240,12 +252,12 @@ class SessionRules:
             try:
                 marked = {**changes, "request": request}
                 return self._replace(entry, session, now, marked, status=status, pid=pid)
-            except RecordTooLarge:
+            except (RecordTooLarge, RegistryFull):
                 changes["request"] = None
         if changes:
             payload = replace(session.payload(), **changes)
             packed = payload.encode()
-        changed = Session(
+        following = Session(
             session_id=session.session_id,
             version=self.table.next_version(),
             status=status,
@@ -254,7 +266,7 @@ class SessionRules:
             _updated=whole_microseconds(now.wall),
             _payload=packed,
         )
-        self.table.replace(entry, changed)
+        changed = self.table.replace(entry, following)
         if changes:
             self._deadlines.set(changed.session_id.int, payload.deadline)
         self._control.count("updated")

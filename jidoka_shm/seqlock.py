@@ -154,7 +154,7 @@ def quick_look_up(  # noqa: C901 - the function inside is one frame, as said
     """
     words, size = index.words, len(reach)
     unpack, memory = slots.unpack, slots.memory
-    begin, slot_size, limit = slots.begin, slots.slot_size, slots.limit
+    begin, slot_size, limit, last = slots.begin, slots.slot_size, slots.limit, slots.end
     statuses = STATUS_OF_CODE
 
     def look_up(session_id: UUID) -> Found | tuple[()] | None:  # noqa: PLR0911 - as said
@@ -174,10 +174,11 @@ def quick_look_up(  # noqa: C901 - the function inside is one frame, as said
                 except (struct.error, KeyError):
                     return None
                 if found == key.to_bytes(16):
-                    if length > limit:
-                        return None
                     start += SLOT_HEADER_SIZE
-                    payload = memory[start : start + length]
+                    stop = start + length
+                    if length > limit or stop > last:
+                        return None
+                    payload = memory[start:stop]
                     # The load that makes it a conclusion, as in ``read``.
                     if words[entry] == word:
                         owner = pid or None

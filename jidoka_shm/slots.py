@@ -15,6 +15,7 @@ import numpy as np
 
 from .errors import CorruptRegistry
 from .layout import (
+    MAX_RECORD_SIZE,
     SLOT_BITS,
     SLOT_BRIEF,
     SLOT_CRC_OFFSET,
@@ -107,7 +108,9 @@ class Slots:
         self.memory = cast("mmap", memory)
         self.begin = geometry.slots_offset
         self.slot_size = geometry.slot_size
-        self.limit = geometry.payload_limit
+        #: Bytes of the longest payload, and where the last slot ends.
+        self.limit = MAX_RECORD_SIZE - SLOT_HEADER_SIZE
+        self.end = geometry.size
         #: Return the head at an offset of the memory.
         self.unpack: Callable[[int], Head] = functools.partial(SLOT_HEAD.unpack_from, memory)
         #: Return id, owner pid and status code at an offset of the memory.
@@ -127,7 +130,8 @@ class Slots:
         return self.begin + slot * self.slot_size
 
     # The slots are the memory's last part, so unpack_from refuses any slot number that damage
-    # made too large; a length is checked by hand, or a slice would reach into the next slot.
+    # made too large; a length is checked by hand, or a slice would be shorter than its record, or
+    # as long as the table.
 
     def copy_head(self, word: int) -> Copy:
         """Return the slot's head, with an empty payload."""
@@ -137,16 +141,17 @@ class Slots:
             return DAMAGED
 
     def copy_whole(self, word: int) -> Copy:
-        """Return the slot's head and payload."""
+        """Return the head and payload of the record that begins in the slot."""
         start = self.begin + (word & SLOT_MASK) * self.slot_size
         try:
             head = self.unpack(start)
         except struct.error:
             return DAMAGED
-        if head[5] > self.limit:
-            return DAMAGED
         start += SLOT_HEADER_SIZE
-        return head, self.memory[start : start + head[5]]
+        end = start + head[5]
+        if head[5] > self.limit or end > self.end:
+            return DAMAGED
+        return head, self.memory[start:end]
 
     def copy_row(self, word: int) -> Copy:
         """Return the slot's head, with the bytes of its header in the payload's place."""
@@ -179,12 +184,13 @@ class Slots:
         if len(raw) < SLOT_HEADER_SIZE:
             return DAMAGED
         fields = SLOT_HEADER.unpack(raw)
+        start += SLOT_HEADER_SIZE
+        end = start + fields[5]
         if fields[1] & VERSION_MASK != word >> SLOT_BITS or fields[5] > self.limit:
             return DAMAGED
-        if fields[11] != zlib.crc32(raw[:SLOT_CRC_OFFSET]):
+        if end > self.end or fields[11] != zlib.crc32(raw[:SLOT_CRC_OFFSET]):
             return DAMAGED
-        start += SLOT_HEADER_SIZE
-        payload = self.memory[start : start + fields[5]]
+        payload = self.memory[start:end]
         return (fields[:7], payload) if zlib.crc32(payload) == fields[9] else DAMAGED
 
     def has(self, words: NDArray[np.uint64]) -> NDArray[np.bool_]:
@@ -200,10 +206,11 @@ class Slots:
     def copy_many(self, words: NDArray[np.uint64]) -> list[Copy]:
         """Return what ``copy_whole`` does for each of many words."""
         headers = self.copy_headers(words)
-        lengths = headers["payload_length"].astype(np.int64)
-        lengths[~self.has(words) | (lengths > self.limit)] = -1
         starts = (words & np.uint64(SLOT_MASK)).view(np.int64) * self.slot_size
         starts += self.begin + SLOT_HEADER_SIZE
+        lengths = headers["payload_length"].astype(np.int64)
+        beyond = (lengths > self.limit) | (starts + lengths > self.end)
+        lengths[~self.has(words) | beyond] = -1
         heads = SLOT_HEADS.iter_unpack(headers.tobytes())
         copies, memory = [], self.memory
         for head, start, length in zip(heads, starts.tolist(), lengths.tolist(), strict=True):

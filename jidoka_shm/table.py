@@ -195,6 +195,17 @@ class SessionTable:
             raise TableGone
         return words
 
+    def index_copy(self) -> NDArray[np.uint64]:
+        """Return a copy of all index words, each of which may be torn while a writer writes."""
+        return self._words.copy()
+
+    def runs_of(self, words: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the first slot of each record that a word names, and how many slots it takes."""
+        headers = self.slots.copy_headers(words)
+        lengths = headers["payload_length"].astype(np.int64)
+        starts = (words & np.uint64(SLOT_MASK)).astype(np.int64)
+        return starts, self.geometry.run_length(lengths, headers["status"])
+
     def differing(self, words: NDArray[np.uint64]) -> NDArray[np.intp]:
         """Return the entries whose word is not the one in ``words``, by one look that may be torn.
 
@@ -231,22 +242,20 @@ class SessionTable:
 
     def _violations(self) -> Iterator[str]:
         last = seqlock.last_version(self.change)
-        slots: dict[int, int] = {}
+        sound: list[int] = []
         ids: dict[UUID, int] = {}
         reach: dict[int, int] = {}
-        index = self._words.copy()
+        index = self.index_copy()
         for entry in np.flatnonzero((index == MOVED) | (index == CLOSED)).tolist():
             yield f"entry {entry} is {index[entry]}: the table was given up"
         entries = np.flatnonzero(index > CLOSED)
         words = index[entries].tolist()
         found = self.slots.inspect(words)
         for entry, word, session in zip(entries.tolist(), words, found, strict=True):
-            slot = word & SLOT_MASK
             if isinstance(session, str):
                 yield f"{_place(entry, word)}: {session}"
                 continue
-            if slots.setdefault(slot, entry) != entry:
-                yield f"slot {slot} is named by the entries {slots[slot]} and {entry}"
+            sound.append(entry)
             if ids.setdefault(session.session_id, entry) != entry:
                 other = ids[session.session_id]
                 yield f"{session.session_id} is at the entries {other} and {entry}"
@@ -256,9 +265,20 @@ class SessionTable:
             if not 0 <= entry - home <= MAX_DISTANCE:
                 yield f"{_place(entry, word)}: its id's home is {home}"
             reach[home] = max(reach.get(home, 0), entry - home + 1)
+        yield from self._overlaps(np.array(sound, np.intp), index[sound])
         for home in {*reach, *np.flatnonzero(np.frombuffer(bytes(self.reach), np.uint8)).tolist()}:
             if self._is_reach_wrong(self.reach[home], reach.get(home, 0)):
                 yield f"reach of {home} is {self.reach[home]}, not {reach.get(home, 0)}"
+
+    def _overlaps(self, entries: NDArray[np.intp], words: NDArray[np.uint64]) -> Iterator[str]:
+        starts, runs = self.runs_of(words)
+        order = np.argsort(starts, kind="stable")
+        starts, entries = starts[order], entries[order]
+        ends = starts + runs[order]
+        for at in np.flatnonzero(ends[:-1] > starts[1:]).tolist():
+            yield f"slot {starts[at + 1]} is of the entries {entries[at]} and {entries[at + 1]}"
+        if len(ends) and ends[-1] > self.slots.count:
+            yield f"the slots of the entry {entries[-1]} end beyond the table"
 
     def _is_reach_wrong(self, found: int, needed: int) -> bool:
         # One too high is what a writer leaves that is killed before a commit that raised it, or

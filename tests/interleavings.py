@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections import deque
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from stepper import Explorer, current, memory_of, record, show
-from support import ME, at, make_registry, make_writer, reader_of, successor_of
+from support import ME, at, keep_free, make_registry, make_writer, reader_of, successor_of
 from tables import maps_of
 
 from jidoka_shm import ownership, segment, seqlock
@@ -103,11 +102,11 @@ class Scenario:
         warm: Callable[[Reader], object] = lambda _: None,
     ) -> None:
         self.writer = self.make_writer()
-        self.writer._free = deque([0, 1, 2, 3])
+        keep_free(self.writer, [0, 1, 2, 3])
         run(make_registry(self.writer), first)
         # No slot to spare but the one that any change needs: what is given back is used next.
         creations = script.count("+") - script.count("-")
-        self.writer._free = deque(list(self.writer._free)[: max(creations, 0) + 1])
+        keep_free(self.writer, sorted(self.writer.space)[: max(creations, 0) + 1])
         before = memory_of(self.writer)
         self.states = self.record(script)
         reader = Reader(self.writer, cache_size=cache_size, verify=verify)
@@ -163,13 +162,13 @@ class Crash(Scenario):
         killed = super().record(script)[: self.kept + 1]
         show(self.writer, killed[-1])
         heir = successor_of(self.writer)
-        heir._free = deque()
+        keep_free(heir, [])
         registry = make_registry(heir)
 
         def take_over() -> None:
             registry.resume(ME)
             # As few free slots as before, the last one used first: the one of the killed commit.
-            heir._free = deque(list(heir._free)[:1])
+            keep_free(heir, sorted(heir.space)[:1])
             run(registry, "+x" if heir.look_up(X) is None else "x", later=10**6)
 
         return killed + record(heir, take_over)[1:]
@@ -219,14 +218,14 @@ class GrowthCrash(Growth):
             ),
         )
         heir = successor_of(tables[there - 1])
-        heir._free = deque()
+        keep_free(heir, [])
         registry = make_registry(heir)
 
         def take_over() -> None:
             # As SessionManager does.
             ownership.Ownership.discard_others(own, there)
             registry.resume(ME)
-            heir._free = deque(list(heir._free)[:1])
+            keep_free(heir, sorted(heir.space)[:1])
             run(registry, "+x" if heir.look_up(X) is None else "x", later=10**6)
 
         with _given_up_in_few_steps():
@@ -260,7 +259,7 @@ def grow(registry: Registry) -> None:
     (new,) = old.heirs
     new.fill(old, plan(old, new.geometry))
     # As few free slots as can be, as in the first table.
-    new._free = deque(list(new._free)[:2])
+    keep_free(new, sorted(new.space)[:2])
     new.follow(old, 2, lambda: setattr(registry, "table", new))
 
 

@@ -12,11 +12,12 @@ from jidoka_shm.layout import CONTROL_SIZE, Geometry
 from jidoka_shm.marks import Instant
 from jidoka_shm.registry import Registry
 from jidoka_shm.session import Session
+from jidoka_shm.space import FreeSlots
 from jidoka_shm.table import SessionTable
 from jidoka_shm.writer import TableWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 INSTANCE = UUID("0f0e0d0c-0b0a-4908-8706-050403020100")
 ME = Identity(4242, 77, 4026531836)
@@ -39,6 +40,12 @@ def reader_of(writer: TableWriter, *, verify: bool = False) -> SessionTable:
 def successor_of(writer: TableWriter) -> TableWriter:
     """Return a new writer of the same memory, with nothing of the old one's own."""
     return TableWriter(writer.slots.memory, writer.control, writer.geometry)
+
+
+def keep_free(writer: TableWriter, slots: Iterable[int]) -> None:
+    """Leave a writer no other free slots, for records of one slot, the first to be taken first."""
+    writer.space = FreeSlots(0, 0, writer.space.records)
+    writer.space.singles.extend(slots)
 
 
 def make_registry(

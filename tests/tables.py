@@ -65,7 +65,7 @@ def add(writer: TableWriter, *keys: int, **fields: object) -> list[Session]:
 def state_of(writer: TableWriter) -> tuple[bytes, bytes, list[int]]:
     """Return what a failed change must leave as it was: control, index, reach, free slots."""
     control = bytes(writer.control._memory)
-    return control, bytes(writer.slots.memory[: writer.slots.begin]), list(writer._free)
+    return control, bytes(writer.slots.memory[: writer.slots.begin]), sorted(writer.space)
 
 
 class MetSlots:
@@ -73,7 +73,7 @@ class MetSlots:
 
     def __init__(self, slots: Slots, commit: Callable[[], object]) -> None:
         self.memory, self.begin = slots.memory, slots.begin
-        self.slot_size, self.limit = slots.slot_size, slots.limit
+        self.slot_size, self.limit, self.end = slots.slot_size, slots.limit, slots.end
         self.unpack = self._met(slots.unpack, commit)
         self.unpack_brief = self._met(slots.unpack_brief, commit)
 

@@ -379,7 +379,6 @@ def test_the_parts_of_a_table_are_aligned(capacity: int, slot_size: int) -> None
 def test_a_geometry_keeps_what_it_was_made_for(capacity: int, slot_size: int) -> None:
     made = Geometry.for_capacity(capacity, slot_size)
     assert (made.capacity, made.slot_size) == (capacity, slot_size)
-    assert made.payload_limit == slot_size - SLOT_HEADER_SIZE
     assert made.entries == made.index_size + MAX_DISTANCE
 
 

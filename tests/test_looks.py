@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import make_writer, reader_of, session
+from support import keep_free, make_writer, reader_of, session
 from tables import add, both_ways
 
 from jidoka_shm import seqlock
@@ -167,7 +167,7 @@ def test_a_slot_that_is_written_anew_while_it_is_read_is_not_believed(
     add(writer, 1)
     watcher = Watcher(reader_of(writer, verify=verify))
     # Each with the only free slot, so that the slot which is copied holds another session.
-    writer._free = type(writer._free)(list(writer._free)[:1])
+    keep_free(writer, sorted(writer.space)[:1])
 
     def replace() -> None:
         for _ in range(3):

@@ -106,10 +106,10 @@ class Model(RuleBasedStateMachine):
         self, expected: type[Exception], call: object, *args: object, **fields: object
     ) -> None:
         """A call that must fail changes no word, no version and no free slot."""
-        before = (bytes(self.writer.slots.memory), self.writer.change[0], list(self.writer._free))
+        before = (bytes(self.writer.slots.memory), self.writer.change[0], sorted(self.writer.space))
         with pytest.raises(expected):
             call(*args, now=at(self.now), **fields)
-        after = (bytes(self.writer.slots.memory), self.writer.change[0], list(self.writer._free))
+        after = (bytes(self.writer.slots.memory), self.writer.change[0], sorted(self.writer.space))
         assert after == before
 
     @rule(key=ids, metadata=maps, config=maps, ttl=ttls, owner=owners)

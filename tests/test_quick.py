@@ -132,7 +132,7 @@ def test_it_agrees_with_a_closer_look_after_each_of_many_changes(
     for step in range(300):
         key = rng.choice(keys)
         there = writer.look_up(UUID(int=key))
-        if there is None and len(writer._free) > 1:
+        if there is None and writer.free_slots > 1:
             add(writer, key, pid=step + 1)
         elif there is not None and rng.randrange(3):
             writer.remove(there[0])

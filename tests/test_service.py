@@ -18,7 +18,7 @@ from support import at, make_registry, make_writer
 from jidoka_shm import errors, processes, service
 from jidoka_shm.control import Identity
 from jidoka_shm.errors import ForkedHandle, RegistryClosed
-from jidoka_shm.layout import ROOM_TO_END
+from jidoka_shm.layout import ROOM_TO_END, SLOT_HEADER_SIZE
 from jidoka_shm.once import OnceOnly
 from jidoka_shm.protocol import (
     Again,
@@ -219,11 +219,11 @@ def _emptys(count: int) -> bytes:
 
 @pytest.mark.parametrize("field", ["metadata", "llm_config"])
 @pytest.mark.parametrize("beyond", [0, 1, 1_000_000])
-def test_a_map_that_no_slot_holds_is_refused_before_it_is_decoded(
+def test_a_map_that_no_record_holds_is_refused_before_it_is_decoded(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, field: str, beyond: int
 ) -> None:
     """A byte of it becomes an object of sixty, and more than a second passes with a million."""
-    limit = bench.writer.geometry.payload_limit
+    limit = bench.writer.max_record_size - SLOT_HEADER_SIZE
     decoded: list[int] = []
 
     def count(raw: msgspec.Raw) -> object:

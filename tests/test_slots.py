@@ -16,6 +16,7 @@ from tables import PAYLOAD_CRC_OFFSET, json_maps
 
 from jidoka_shm.errors import CorruptRegistry
 from jidoka_shm.layout import (
+    MAX_RECORD_SIZE,
     SLOT_CRC_OFFSET,
     SLOT_DTYPE,
     SLOT_HEADER_SIZE,
@@ -55,6 +56,10 @@ raws = st.binary(max_size=GEOMETRY.slot_size)
 LENGTH_OFFSET = SLOT_DTYPE.fields["payload_length"][1]
 MARKER = 0xEE
 
+#: Bytes of payload that fit into the record's first slot, and from there to the table's end.
+ONE_SLOT = GEOMETRY.slot_size - SLOT_HEADER_SIZE
+LONGEST = GEOMETRY.size - START - SLOT_HEADER_SIZE
+
 
 def _slots(packed: bytes = PACKED) -> Slots:
     """Return slots that hold ``packed`` at SLOT and the marker in all others."""
@@ -73,6 +78,16 @@ def _with_crcs(raw: bytes, length: int | None = None) -> bytes:
     struct.pack_into("<I", slot, PAYLOAD_CRC_OFFSET, zlib.crc32(payload))
     struct.pack_into("<I", slot, SLOT_CRC_OFFSET, zlib.crc32(slot[:SLOT_CRC_OFFSET]))
     return bytes(slot)
+
+
+def _of_length(length: int) -> Slots:
+    """Return slots whose record at SLOT says that its payload is so long, with crcs that agree."""
+    slots = _slots(_with_crcs(PACKED, length))
+    payload = bytes(slots.memory[START + SLOT_HEADER_SIZE :][:length])
+    struct.pack_into("<I", slots.memory, START + PAYLOAD_CRC_OFFSET, zlib.crc32(payload))
+    crc = zlib.crc32(slots.memory[START : START + SLOT_CRC_OFFSET])
+    struct.pack_into("<I", slots.memory, START + SLOT_CRC_OFFSET, crc)
+    return slots
 
 
 def _copy(slots: Slots, name: str, word: int = WORD) -> Copy:
@@ -257,13 +272,13 @@ def test_many_copies_of_any_bytes_are_what_each_alone_is(
 
 @each_many
 @given(length=st.integers(0, 2**32 - 1) | st.integers(0, 2 * GEOMETRY.slot_size))
-@example(length=GEOMETRY.payload_limit)
-@example(length=GEOMETRY.payload_limit + 1)
+@example(length=LONGEST)
+@example(length=LONGEST + 1)
 def test_many_copies_of_any_length_are_what_each_alone_is(length: int, many: str, one: str) -> None:
-    slots = _slots(_with_crcs(PACKED, length))
+    slots = _of_length(length)
     for head, payload in _agree(slots, [WORD, WORD], many, one):
-        assert MARKER not in payload
-        assert (head == DAMAGED[0]) == (length > GEOMETRY.payload_limit)
+        assert (head == DAMAGED[0]) == (length > LONGEST)
+        assert len(payload) == (0 if length > LONGEST else length)
 
 
 @each_many
@@ -353,7 +368,7 @@ def test_a_plain_copy_of_any_bytes_is_of_those_bytes_or_damaged(raw: bytes) -> N
     assert head == DAMAGED[0] or slot[SLOT_HEADER_SIZE:].startswith(bytes(payload))
 
 
-@given(raws, st.integers(0, GEOMETRY.payload_limit), st.sampled_from([*STATUS_OF_CODE, 0, 6, 255]))
+@given(raws, st.integers(0, ONE_SLOT), st.sampled_from([*STATUS_OF_CODE, 0, 6, 255]))
 @example(bytes(SLOT_HEADER_SIZE) + b"\x94\x80\x80\xc0\xa1\xff", 6, 1)  # no UTF-8
 @example(bytes(SLOT_HEADER_SIZE) + b"\x92" + b"\x91" * 191, 192, 1)
 @example(bytes(SLOT_HEADER_SIZE) + b"\xdd\xff\xff\xff\xff", 5, 1)
@@ -410,7 +425,7 @@ def test_the_last_slot_is_no_damage(name: str) -> None:
     assert _is_original(name, _copy(slots, name, index_word(VERSION, last)))
 
 
-TOO_LONG = [GEOMETRY.payload_limit + 1, GEOMETRY.slot_size, 2**31, 2**32 - 1]
+TOO_LONG = [LONGEST + 1, LONGEST + GEOMETRY.slot_size, 2**31, 2**32 - 1]
 
 
 @pytest.mark.parametrize("length", TOO_LONG)
@@ -419,32 +434,28 @@ def test_a_length_too_large_is_damage(name: str, length: int) -> None:
     assert _copy(_slots(_with_crcs(PACKED, length)), name) is DAMAGED
 
 
-def test_a_length_too_large_is_damage_even_where_the_neighbours_bytes_fit_the_crc() -> None:
-    # As long as it reaches into the neighbour, with crcs that fit what is there.
-    length = GEOMETRY.payload_limit + 8
-    slots = _slots(_with_crcs(PACKED, length))
-    payload = slots.memory[START + SLOT_HEADER_SIZE :][:length]
-    assert MARKER in payload
-    struct.pack_into("<I", slots.memory, START + PAYLOAD_CRC_OFFSET, zlib.crc32(payload))
-    header = slots.memory[START : START + SLOT_CRC_OFFSET]
-    struct.pack_into("<I", slots.memory, START + SLOT_CRC_OFFSET, zlib.crc32(header))
-    assert slots.copy_row_verified(WORD) is not DAMAGED
-    assert slots.copy_whole_verified(WORD) is DAMAGED
+def test_a_length_that_no_record_has_is_damage_however_large_the_table() -> None:
+    slots = _slots(_with_crcs(PACKED, MAX_RECORD_SIZE - SLOT_HEADER_SIZE + 1))
+    slots.end = 1 << 40
+    for name in ("copy_whole", "copy_whole_verified"):
+        assert _copy(slots, name) is DAMAGED
 
 
 @pytest.mark.parametrize("name", ["copy_whole", "copy_whole_verified"])
-def test_the_largest_length_stays_inside_the_slot(name: str) -> None:
-    _, payload = _copy(_slots(_with_crcs(PACKED, GEOMETRY.payload_limit)), name)
-    assert len(payload) == GEOMETRY.payload_limit
-    assert MARKER not in payload
+@pytest.mark.parametrize("length", [ONE_SLOT, ONE_SLOT + 1, LONGEST])
+def test_a_record_goes_on_in_the_slots_behind_its_first(name: str, length: int) -> None:
+    slots = _of_length(length)
+    payload = _copy(slots, name)[1]
+    assert payload == slots.memory[START + SLOT_HEADER_SIZE :][:length]
+    assert (MARKER in payload) == (length > ONE_SLOT)
 
 
-@given(st.integers(0, 2**32 - 1))
-def test_no_length_leads_out_of_the_slot(length: int) -> None:
-    slots = _slots(_with_crcs(PACKED, length))
+@given(st.integers(0, 2**32 - 1) | st.integers(LONGEST - 9, LONGEST + 9))
+def test_no_length_leads_out_of_the_table(length: int) -> None:
     for name in ("copy_whole", "copy_whole_verified"):
-        _, payload = _copy(slots, name)
-        assert MARKER not in payload
+        head, payload = _copy(_of_length(length), name)
+        assert (head == DAMAGED[0]) == (length > LONGEST)
+        assert len(payload) == (0 if length > LONGEST else length)
 
 
 # ---------------------------------------------------------------------------- what it holds

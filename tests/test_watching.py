@@ -639,7 +639,7 @@ def test_a_commit_that_is_cut_short_beside_a_look_is_told(kept: int) -> None:
     add(writer, 1)
     changes = reader.changes(timeout=0, latency=0)
     list(changes)
-    slot = writer._free[0]
+    slot = writer.space.singles[0]
     new = make_session(writer, 2)
     packed = writer._pack(new)
     start = writer.slots.offset(slot)

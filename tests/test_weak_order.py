@@ -117,7 +117,7 @@ def _used(*, there: bool, clean: bool = False) -> TableWriter:
         _replace(writer)
     if not there:
         _remove(writer)
-    for slot in writer._free if clean else ():
+    for slot in writer.space if clean else ():
         start = writer.slots.offset(slot)
         writer.slots.memory[start : start + 128] = bytes(128)
     return writer
@@ -217,7 +217,7 @@ def test_a_slot_written_anew_under_a_word_that_is_late_is_read_again(other: int)
     slot = looked.look_up(SID)[1] & SLOT_MASK  # type: ignore[index]
     start = writer.slots.offset(slot)
     _replace(writer)
-    while writer._free[0] != slot:
+    while writer.space.singles[0] != slot:
         _replace(writer)
     if other == SID.int:
         _replace(writer)

@@ -349,13 +349,13 @@ def test_a_slot_is_freed_after_its_word_is_gone(
 ) -> None:
     writer = make_writer()
     add(writer, 5)
-    seen = _at_commits(monkeypatch, lambda: 0 in writer._free)
+    seen = _at_commits(monkeypatch, lambda: 0 in writer.space)
     if change == "replace":
         writer.replace(5, session(writer, 5))
     else:
         writer.remove(5)
     assert seen == [(False, False)]
-    assert 0 in writer._free
+    assert 0 in writer.space
 
 
 @given(st.data())
@@ -386,19 +386,19 @@ def test_any_changes_leave_a_sound_table_with_what_a_dict_would_hold(data: st.Da
 
 
 def _lose_a_slot(writer: TableWriter) -> None:
-    writer._free.pop()
+    writer.space.singles.pop()
 
 
 def _free_twice(writer: TableWriter) -> None:
-    writer._free.append(writer._free[0])
+    writer.space.singles.append(writer.space.singles[0])
 
 
 def _free_what_is_used(writer: TableWriter) -> None:
-    writer._free.append(2)
+    writer.space.singles.append(2)
 
 
 def _free_what_is_not_there(writer: TableWriter) -> None:
-    writer._free.append(writer.slots.count)
+    writer.space.singles.append(writer.slots.count)
 
 
 @pytest.mark.parametrize(
@@ -439,7 +439,7 @@ def test_a_sound_table_is_taken_up_whole() -> None:
     writer.remove(4)
     fresh, kept, dropped = _resume(writer)
     assert (kept, dropped) == ([made[0], made[2], made[3]], ())
-    assert sorted(fresh._free) == sorted(writer._free)
+    assert sorted(fresh.space) == sorted(writer.space)
 
 
 def test_taking_up_a_sound_table_changes_no_index_word_and_no_reach() -> None:

@@ -108,7 +108,7 @@ def _slot(geometry: Geometry) -> Json:
     for name in SLOT_DTYPE.names or ():
         kind, offset, *_ = cast("dict[str, Any]", SLOT_DTYPE.fields)[name]
         fields[name] = {"offset": offset, "width": kind.itemsize}
-    fields["payload"] = {"offset": SLOT_HEADER_SIZE, "width": geometry.payload_limit}
+    fields["payload"] = {"offset": SLOT_HEADER_SIZE, "width": geometry.slot_size - SLOT_HEADER_SIZE}
     return fields
 
 

@@ -42,17 +42,17 @@ _RACE: Final = "ignored due to race condition"
     "--capacity",
     type=click.IntRange(min=1),
     default=arguments.CAPACITY,
-    metavar="SESSIONS",
+    metavar="SLOTS",
     show_default=True,
-    help="Sessions that fit at first.",
+    help="Slots at first; a session takes one or more.",
 )
 @click.option(
     "--max-capacity",
     type=click.IntRange(min=1),
     default=arguments.MAX_CAPACITY,
-    metavar="SESSIONS",
+    metavar="SLOTS",
     show_default=True,
-    help="Sessions that it may grow to.",
+    help="Slots that it may grow to.",
 )
 @click.option("--grow/--no-grow", default=True, show_default=True, help="Whether it may grow.")
 @click.option(
@@ -61,7 +61,15 @@ _RACE: Final = "ignored due to race condition"
     default=arguments.SLOT_SIZE,
     metavar="BYTES",
     show_default=True,
-    help="Bytes a session of a new registry, a multiple of 64.",
+    help="Bytes a slot of a new registry, a multiple of 64.",
+)
+@click.option(
+    "--max-record-size",
+    type=click.IntRange(min=1),
+    default=arguments.MAX_RECORD_SIZE,
+    metavar="BYTES",
+    show_default=True,
+    help="Bytes of the longest record.",
 )
 @click.option(
     "--cleanup-delay",
