@@ -163,24 +163,26 @@ class RecordWriter(SessionTable):
         self.space.give_back(old & SLOT_MASK)
 
     def room_at(self, entry: int) -> int:
-        """Return how many bytes the slots of the record at ``entry`` hold."""
-        length = self.space.length_of(self.index.words[entry] & SLOT_MASK)
-        return length * self.geometry.slot_size
+        """Return how many bytes the end of the session at ``entry`` finds room for."""
+        slot = self.index.words[entry] & SLOT_MASK
+        room = self.space.length_of(slot) * self.geometry.slot_size
+        return min(room, self._limit_at(slot) + ROOM_TO_END)
 
     def _pack(self, session: Session, old: int | None = None) -> bytes:
         packed = pack_slot(session)
         if len(packed) > self._surely:
-            # What is there already may stay as long as it is, whatever the limit has become.
-            size = 0 if old is None else self._size_at(old)
-            limit = max(self.max_record_size - ROOM_TO_END, size)
+            limit = self._limit_at(old)
             if session.status is _TERMINATED:
                 limit += ROOM_TO_END
             if len(packed) > limit:
                 raise RecordTooLarge(len(packed), limit)
         return packed
 
-    def _size_at(self, slot: int) -> int:
-        return SLOT_HEADER_SIZE + self.slots.copy_head(slot)[0][5]
+    def _limit_at(self, slot: int | None) -> int:
+        """Return the bytes that a live record may take, in place of the one at ``slot``."""
+        # What is there already may stay as long as it is, whatever the limit has become.
+        size = 0 if slot is None else SLOT_HEADER_SIZE + self.slots.copy_head(slot)[0][5]
+        return max(self.max_record_size - ROOM_TO_END, size)
 
     def _run_length(self, packed: bytes, session: Session) -> int:
         """Return how many slots a record takes."""

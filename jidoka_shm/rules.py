@@ -222,7 +222,7 @@ class SessionRules:
 
     def _cut(self, entry: int, session: Session, changes: dict[str, Any]) -> str:
         """Return of an end's reason what the slots of the session have room for."""
-        payload = replace(session.payload(), **changes, request=None)
+        payload = replace(session.payload(), **{**changes, "request": None})
         over = SLOT_HEADER_SIZE + len(payload.encode()) - self.table.room_at(entry)
         reason = (payload.error or "").encode()
         return reason[: len(reason) - max(over, 0)].decode(errors="ignore")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from jidoka_shm.control import ControlWriter, Identity
-from jidoka_shm.layout import CONTROL_SIZE, Geometry
+from jidoka_shm.layout import CONTROL_SIZE, MAX_RECORD_SIZE, Geometry
 from jidoka_shm.marks import Instant
 from jidoka_shm.registry import Registry
 from jidoka_shm.session import Session
@@ -23,13 +23,16 @@ INSTANCE = UUID("0f0e0d0c-0b0a-4908-8706-050403020100")
 ME = Identity(4242, 77, 4026531836)
 
 
-def make_writer(capacity: int = 8, slot_size: int = 512) -> TableWriter:
+def make_writer(
+    capacity: int = 8, slot_size: int = 512, *, max_record_size: int = MAX_RECORD_SIZE
+) -> TableWriter:
     """Return a writer of an empty table in a bytearray, as of a new registry."""
     control = ControlWriter(bytearray(CONTROL_SIZE))
     control.initialize(INSTANCE, 1, ME)
     control.complete()
     geometry = Geometry.for_capacity(capacity, slot_size)
-    return TableWriter(bytearray(geometry.size), control, geometry)
+    memory = bytearray(geometry.size)
+    return TableWriter(memory, control, geometry, max_record_size=max_record_size)
 
 
 def reader_of(writer: TableWriter, *, verify: bool = False) -> SessionTable:
@@ -39,7 +42,8 @@ def reader_of(writer: TableWriter, *, verify: bool = False) -> SessionTable:
 
 def successor_of(writer: TableWriter) -> TableWriter:
     """Return a new writer of the same memory, with nothing of the old one's own."""
-    return TableWriter(writer.slots.memory, writer.control, writer.geometry)
+    limit, parts = writer.max_record_size, (writer.slots.memory, writer.control, writer.geometry)
+    return TableWriter(*parts, max_record_size=limit)
 
 
 def keep_free(writer: TableWriter, slots: Iterable[int]) -> None:

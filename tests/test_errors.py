@@ -55,7 +55,7 @@ CASES: list[tuple[JidokaError, str]] = [
     (InvalidSessionId("'nonsense'"), "32 hexadecimal digits"),
     (InvalidName("'a.b'"), "1 to 64 of A-Z, a-z, 0-9, '_' and '-'"),
     (InvalidMetadata('metadata["a"][3]', "is {1} (set)"), "at most 32 deep"),
-    (RecordTooLarge(513, 448), "a larger slot_size"),
+    (RecordTooLarge(513, 448), "a larger max_record_size"),
     (RecordTooLarge(513, 512, "request"), "make the change in the manager's own process"),
     (RegistryFull(1, 0, "slots"), "a larger capacity"),
     (RegistryFull(4097, 4095, "bytes of /dev/shm"), "--shm-size"),

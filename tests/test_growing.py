@@ -148,7 +148,7 @@ def test_ids_that_no_growth_parts_are_refused_and_nothing_grows(name: str) -> No
 
 
 def test_a_record_that_is_too_large_makes_nothing_grow(name: str) -> None:
-    with _manager(name) as manager:
+    with _manager(name, max_record_size=512) as manager:
         _fill(manager, 2)
         with pytest.raises(RecordTooLarge):
             manager.create_session({"a": "x" * 600})
@@ -277,10 +277,10 @@ def test_it_is_resized_larger_and_smaller_with_all_sessions(name: str) -> None:
                 assert handle.check() == []
         manager.resize(7)
         assert (reader.stats().capacity, reader.stats().slot_size) == (7, 128)
-        with pytest.raises(RecordTooLarge):
-            manager.update_session(ids[0], metadata={"a": "x" * 100})
-        manager.resize(7, slot_size=512)
         manager.update_session(ids[0], metadata={"a": "x" * 100})
+        manager.resize(9, slot_size=512)
+        manager.update_session(ids[0], metadata={"a": "x" * 200})
+        assert manager.check() == []
 
 
 def test_the_size_that_it_has_is_no_move(name: str) -> None:
@@ -297,9 +297,10 @@ def test_what_does_not_fit_is_said_and_stays(name: str) -> None:
         with pytest.raises(RegistryFull) as full:
             manager.resize(5)
         assert (full.value.needed, full.value.available) == (6, 5)
-        with pytest.raises(RecordTooLarge) as large:
-            manager.resize(10, 256)
-        assert large.value.size > large.value.limit == 256 - 32
+        with pytest.raises(RegistryFull) as full:
+            manager.resize(8, 256)
+        # Two slots, and as many for its next version, beside five.
+        assert (full.value.needed, full.value.available) == (9, 8)
         assert (manager.stats().generation, manager.stats().capacity) == (1, 10)
         assert manager[sid].metadata["a"] == "x" * 300
         assert not manager._interrupted

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import at, make_registry, make_writer, session
+from support import at, make_registry, make_writer
 from tables import add, maps_of
 
 import jidoka_shm
-from jidoka_shm.errors import CorruptRegistry, RecordTooLarge, RegistryFull
+from jidoka_shm.errors import CorruptRegistry, RegistryFull
 from jidoka_shm.growth import homes_of, plan
 from jidoka_shm.layout import (
     CLOSED,
@@ -27,12 +28,15 @@ from jidoka_shm.layout import (
     index_size_for,
 )
 from jidoka_shm.seqlock import settle
-from jidoka_shm.session import SessionStatus
 from jidoka_shm.table import TableGone
 from jidoka_shm.writer import TableWriter
 
 if TYPE_CHECKING:
     from types import FrameType
+
+    from numpy.typing import NDArray
+
+    from jidoka_shm.table import SessionTable
 
 ids = st.integers(0, 2**128 - 1)
 
@@ -158,34 +162,62 @@ def test_more_than_fit_are_refused() -> None:
     assert (caught.value.needed, caught.value.available, caught.value.unit) == (3, 2, "slots")
 
 
-def test_a_record_that_fits_no_slot_is_refused_by_its_size() -> None:
-    old = make_writer(8, 512)
-    add(old, 1)
-    add(old, 2, metadata={"a": "x" * 200})
-    with pytest.raises(RecordTooLarge) as caught:
-        plan(old, Geometry.for_capacity(8, 192))
-    assert caught.value.limit == 192 - ROOM_TO_END
-    assert 200 < caught.value.size < 300
+def _records(table: SessionTable) -> dict[int, bytes]:
+    return {
+        each.session_id.int: each._payload for each in table.slots.inspect(_words(table).tolist())
+    }
+
+
+def _words(table: SessionTable) -> NDArray[np.uint64]:
+    return table.occupied()[1]
+
+
+@pytest.mark.parametrize("slot_size", [128, 192, 512, 4096])
+def test_records_of_every_size_go_to_slots_of_another_size(slot_size: int) -> None:
+    old = make_writer(100, 256)
+    sizes = [0, 100, 122, 123, 124, 130, 200, 230, 400, 1000, 5000]
+    for key, size in enumerate(sizes, 1):
+        add(old, key, metadata={"a": "x" * size}, status="idle" if key % 2 else "terminated")
+    before = _records(old)
+    new = _next(old, 200, slot_size)
+    assert _records(new) == before
+    assert new.check() == []
+    assert new.free_slots == new.slots.count - int(new.runs_of(_words(new))[1].sum())
+    # What was apart lies together.
+    starts, runs = new.runs_of(np.sort(_words(new) & np.uint64(SLOT_MASK)))
+    assert (starts == np.cumsum(runs) - runs).all()
+
+
+def test_what_must_stay_free_beside_long_records_is_counted() -> None:
+    old = make_writer(40, 128)
+    add(old, 1, metadata={"a": "x" * 600})
+    add(old, 2)
+    long = old.space.longest
+    # One slot, the record, and a reserve for it.
+    plan(old, Geometry.for_capacity(1 + 2 * long, 128))
+    with pytest.raises(RegistryFull) as full:
+        plan(old, Geometry.for_capacity(2 * long, 128))
+    assert (full.value.needed, full.value.available) == (1 + 2 * long, 2 * long)
+    # With room for another one that is longer, the reserve is for that.
+    plan(old, Geometry.for_capacity(1 + long + 2 * 9, 128), room=9)
+    with pytest.raises(RegistryFull):
+        plan(old, Geometry.for_capacity(long + 2 * 9, 128), room=9)
 
 
 def test_room_for_its_end_stays_to_each_session_that_lives() -> None:
-    old = make_writer(8, 256)
     # 64 bytes of header, and what msgpack needs around the text.
     text = 256 - ROOM_TO_END - 64 - len(b"\x92\x81\xa1a\xd9\x00\x80")
-    add(old, 1, metadata={"a": "x" * text})
-    plan(old, Geometry.for_capacity(8, 256))
-    with pytest.raises(RecordTooLarge):
-        plan(old, Geometry.for_capacity(8, 256 - 64))
-    # 192 bytes hold all of one that has ended, but not of one that is to end.
-    old = make_writer(8, 256)
-    add(old, 1, metadata={"a": "x" * (text - 40)}, status="terminated")
-    plan(old, Geometry.for_capacity(8, 192))
-    old.replace(
-        old.look_up(UUID(int=1))[0],  # type: ignore[index]
-        session(old, 1, metadata={"a": "x" * (text - 40)}, status=SessionStatus.ACTIVE),
-    )
-    with pytest.raises(RecordTooLarge):
-        plan(old, Geometry.for_capacity(8, 192))
+    for status, size, runs in (
+        ("idle", text, 2),
+        ("idle", text - 40, 2),
+        ("terminated", text - 40, 1),
+    ):
+        old = make_writer(8, 256)
+        add(old, 1, metadata={"a": "x" * size}, status=status)
+        assert old.free_slots == old.slots.count - 1
+        # 192 bytes hold all of one that has ended, but not of one that is to end.
+        new = _next(old, 8, 192)
+        assert new.free_slots == new.slots.count - runs
 
 
 def test_ids_that_are_not_parted_are_refused() -> None:

@@ -69,7 +69,7 @@ def test_the_header_of_a_table_is_frozen() -> None:
     memory = bytearray(geometry.size)
     TableHeader(INSTANCE, 7, geometry, 0x0123456789).store(memory)
     assert memory[:TABLE_HEADER_SIZE].hex(" ", -8) == (
-        "4a49444f4b412d54 02000000c4ea9098 0f0e0d0c0b0a4908 8706050403020100 "
+        "4a49444f4b412d54 03000000c9165cf1 0f0e0d0c0b0a4908 8706050403020100 "
         "0700000000000000 1501000050000000 0002000000000000 8967452301000000"
     )
 
@@ -141,7 +141,7 @@ def test_the_control_is_frozen() -> None:
 
 
 def test_the_numbers_are_frozen() -> None:
-    assert layout.FORMAT_VERSION == 2
+    assert layout.FORMAT_VERSION == 3
     assert layout.CONTROL_MAGIC == 0x432D414B4F44494A
     assert layout.TABLE_MAGIC == 0x542D414B4F44494A
     assert (EMPTY, MOVED, CLOSED) == (0, 1, 2)
@@ -151,6 +151,7 @@ def test_the_numbers_are_frozen() -> None:
     assert layout.ALIGNMENT == 64
     assert (CONTROL_SIZE, TABLE_HEADER_SIZE, SLOT_HEADER_SIZE) == (4096, 64, 64)
     assert (MAX_CAPACITY, MIN_SLOT_SIZE, MAX_SLOT_SIZE) == (16_777_200, 128, 16_777_216)
+    assert layout.MAX_RECORD_SIZE == 16_777_216
 
 
 def test_the_codes_of_the_statuses_are_frozen() -> None:

@@ -48,7 +48,7 @@ class Service:
     """A registry in plain memory and what answers requests to it, one writer after the other."""
 
     def __init__(self) -> None:
-        self.writer = make_writer()
+        self.writer = make_writer(max_record_size=512)
         self.now = self.others = 0
         self.applied: Counter[bytes | None] = Counter()
         self.request: bytes | None = None
@@ -64,9 +64,10 @@ class Service:
             insert(session)
             self.applied[self.request] += 1
 
-        def count_replace(entry: int, session: Session) -> None:
-            replace(entry, session)
+        def count_replace(entry: int, session: Session) -> Session:
+            made = replace(entry, session)
             self.applied[self.request] += 1
+            return made
 
         self.writer.insert = count_insert  # type: ignore[method-assign]
         self.writer.replace = count_replace  # type: ignore[method-assign]

@@ -252,7 +252,7 @@ def test_damage_is_left_to_a_closer_look(change: str, neighbours: int, quick: Qu
     assert quick(reader_of(writer), key) is None
 
 
-@pytest.mark.parametrize("length", [449, 512, 2**31, 2**32 - 1])
+@pytest.mark.parametrize("length", [24 * 512 - 63, 2**24 - 63, 2**31, 2**32 - 1])
 def test_a_length_too_large_is_left_to_a_closer_look(length: int) -> None:
     writer = make_writer()
     add(writer, 5)

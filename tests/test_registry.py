@@ -54,7 +54,7 @@ def _map(value: dict | None) -> object:
 
 @pytest.fixture
 def registry() -> Registry:
-    return make_registry(make_writer(), cleanup_delay=DELAY)
+    return make_registry(make_writer(max_record_size=512), cleanup_delay=DELAY)
 
 
 def _create(
@@ -540,7 +540,7 @@ FAILURES: dict[str, tuple[type[Exception], int, Callable[[Registry], object]]] =
 def test_a_failed_change_leaves_everything_as_it_was(kind: str) -> None:
     """T7: a failed write moves nothing."""
     error, capacity, change = FAILURES[kind]
-    registry = make_registry(make_writer(capacity))
+    registry = make_registry(make_writer(capacity, max_record_size=512))
     for key, status in zip((1, 2, 3, 4), (INITIALIZING, ACTIVE, IDLE, TERMINATED), strict=True):
         _come_to(registry, key, status)
     registry.update(UUID(int=2), ttl=1000, now=at(0))
@@ -630,7 +630,7 @@ LATE = at(2**62)
 
 
 def _small() -> Registry:
-    return make_registry(make_writer(2, SIZE))
+    return make_registry(make_writer(2, SIZE, max_record_size=SIZE))
 
 
 def test_the_longest_live_session_leaves_the_room_to_end() -> None:
@@ -641,7 +641,7 @@ def test_the_longest_live_session_leaves_the_room_to_end() -> None:
 def test_one_byte_more_is_too_large() -> None:
     with pytest.raises(RecordTooLarge) as caught:
         _create(_small(), 5, metadata={"a": (LONGEST + 1) * "x"})
-    assert caught.value.args == (SIZE - ROOM_TO_END + 1, SIZE - ROOM_TO_END, "slot")
+    assert caught.value.args == (SIZE - ROOM_TO_END + 1, SIZE - ROOM_TO_END, "record")
 
 
 def test_an_update_leaves_the_room_to_end_too() -> None:

@@ -46,7 +46,7 @@ class Bench:
     """A service over a registry in plain memory, with one session."""
 
     def __init__(self) -> None:
-        self.writer = make_writer()
+        self.writer = make_writer(max_record_size=512)
         self.registry = make_registry(self.writer)
         self.registry.create(
             KEY, maps=msgspec.msgpack.encode([{"a": 1}, {}]), owner=None, ttl=None, now=NOW
@@ -246,7 +246,7 @@ def test_a_map_that_no_record_holds_is_refused_before_it_is_decoded(
     assert decoded == ([] if beyond else [limit])
 
 
-def test_what_no_slot_holds_is_asked_all_else_first(bench: Bench) -> None:
+def test_what_no_record_holds_is_asked_all_else_first(bench: Bench) -> None:
     long = {"a": "x" * 1000}
     for fields, kind in (
         ({"expected_version": 7}, errors.VersionConflict),

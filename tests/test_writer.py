@@ -190,14 +190,14 @@ def test_the_largest_record_fits(change: str, status: str) -> None:
 def test_a_record_one_byte_too_large_is_refused_and_changes_nothing(
     change: str, status: str
 ) -> None:
-    writer = make_writer(8, 256)
+    writer = make_writer(8, 128, max_record_size=256)
     add(writer, *((5, 6) if change == "replace" else (6,)))
     limit = LIMITS[status]
     made = _of_size(writer, limit + 1, status)
     before = state_of(writer)
     with pytest.raises(RecordTooLarge) as caught:
         writer.replace(5, made) if change == "replace" else writer.insert(made)
-    assert caught.value.args == (limit + 1, limit, "slot")
+    assert caught.value.args == (limit + 1, limit, "record")
     assert state_of(writer) == before
 
 

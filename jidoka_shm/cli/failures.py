@@ -46,9 +46,7 @@ PROGRAM: Final = "jidoka-shm"
 #: How the way out of an error reads for who types commands.
 _OPTIONS: Final = {
     "fresh=True": "--fresh",
-    "resize() the registry with a larger slot_size": (
-        "make the registry anew, by 'serve' with --fresh and a larger --slot-size"
-    ),
+    "give the manager a larger max_record_size": "'serve' it with a larger --max-record-size",
     "a larger capacity: by max_capacity, or by resize()": "a larger --capacity or --max-capacity",
     "a larger max_clients": "a larger --max-clients",
     "mode=0o640 or 0o644": "--mode 640 or 644",
