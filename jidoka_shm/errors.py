@@ -219,7 +219,9 @@ class RecordTooLarge(JidokaError, ValueError):
         )
 
 
-#: What a registry has no more of after years: the unit of a ``RegistryFull``.
+#: Units of a ``RegistryFull``: what a long record needs, and what a registry has no more of after
+#: years.
+ADJACENT: Final = "adjacent slots"
 VERSIONS: Final = "versions of 40 bits"
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from .attachment import Attachment, detached
-from .errors import CorruptRegistry, RegistryClosed, RegistryFull
-from .growth import plan, slots_for
+from .errors import ADJACENT, CorruptRegistry, RegistryClosed, RegistryFull
+from .growth import capacity_for, plan
 from .layout import Geometry
 from .logs import log
 from .reads import SessionReads
@@ -73,18 +73,12 @@ class SessionTables(SessionReads):
             RegistryFull: where that would be beyond the limit, or /dev/shm has no room.
         """
         table = self._registry.table
-        room = full.needed if full.unit == "adjacent slots" else 1
-        used = table.geometry.slot_count - table.free_slots
-        needed = used + slots_for(room, table.space.longest)
-        now = capacity = table.geometry.capacity
-        # With a quarter of it free, the next table need not follow soon.
-        if room == 1 or needed > now - now // 4:
-            while capacity == now or capacity < needed:
-                capacity *= 2
-        capacity = max(now, min(capacity, self._max_capacity))
-        if needed > capacity or (capacity == now and room == 1):
+        room = full.needed if full.unit == ADJACENT else 1
+        capacity = capacity_for(table, room, self._max_capacity)
+        if capacity is None:
             raise full
-        self._move(Geometry.for_capacity(capacity, table.geometry.slot_size), newcomer, room)
+        geometry = Geometry.for_capacity(capacity, table.geometry.slot_size)
+        self._move(geometry, newcomer, room)
 
     def _move(self, geometry: Geometry, newcomer: UUID | None = None, room: int = 0) -> None:
         """Go on in a table of another geometry, with all sessions.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from .records import RecordWriter
     from .table import SessionTable
 
 
@@ -151,6 +152,32 @@ def _check_room(runs: NDArray[np.int64], geometry: Geometry, room: int) -> None:
     needed = int(runs.sum()) + slots_for(room, int(runs.max(initial=1)))
     if needed > geometry.capacity:
         raise RegistryFull(needed, geometry.capacity, "slots")
+
+
+def capacity_for(table: RecordWriter, room: int, limit: int) -> int | None:
+    """Return the capacity of the table to go on in, so that a record finds room.
+
+    It may be the same, where what is free is enough and apart.
+
+    Args:
+        table: where it finds none.
+        room: the slots that it takes.
+        limit: the largest capacity that may be gone on to.
+
+    Returns:
+        None where no such table has room.
+    """
+    now = table.geometry.capacity
+    used = table.geometry.slot_count - table.free_slots
+    needed = used + slots_for(room, table.space.longest)
+    capacity = 2 * now
+    while capacity < needed:
+        capacity *= 2
+    # With a quarter of it free, another one need not follow soon.
+    if (room > 1 and needed <= now - now // 4) or limit <= now:
+        capacity = now
+    capacity = min(capacity, max(now, limit))
+    return None if needed > capacity or (room == 1 and capacity == now) else capacity
 
 
 def slots_for(room: int, longest: int) -> int:

@@ -273,7 +273,7 @@ class SessionManager(SessionWrites):
             InvalidMetadata, InvalidSessionId, ValueError, TypeError: for a bad argument.
             RecordTooLarge: where its record becomes longer than ``max_record_size``.
             RegistryFull: where it takes more slots than before, and there is no room, nor can be
-                made any. A change of status or of ``ttl`` takes no more.
+                made any. A change of status takes no more.
         """
         fields = changes.for_update(status, metadata, llm_config, pid, ttl, expected_version)
         return self._change(self._registry.update, parse_session_id(session_id), fields)

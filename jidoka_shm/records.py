@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from . import seqlock
-from .errors import VERSIONS, RecordTooLarge, RegistryFull
+from .errors import ADJACENT, VERSIONS, RecordTooLarge, RegistryFull
 from .layout import (
     EMPTY,
     MAX_DISTANCE,
@@ -140,7 +140,7 @@ class RecordWriter(SessionTable):
             return session
         reserve, found = space.reserve()
         if length > min(space.length_of(old), found):
-            raise RegistryFull(length, space.available(), "adjacent slots")
+            raise RegistryFull(length, space.available(), ADJACENT)
         # Twice, or the next one would find no reserve. A crash in between leaves the record there,
         # and its old slots free: resume finds both.
         again = replace(session, version=session.version + 1)
@@ -204,7 +204,7 @@ class RecordWriter(SessionTable):
             return space.singles.popleft()
         start = space.take(length)
         if start is None:
-            raise RegistryFull(length, space.available(), "adjacent slots")
+            raise RegistryFull(length, space.available(), ADJACENT)
         return start
 
     def _commit(self, entry: int, version: int, slot: int, packed: bytes) -> None:

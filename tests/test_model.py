@@ -1,8 +1,8 @@
 """The registry against a plain dict: any order of calls, crashes and look-ups, checked each step.
 
-The table begins with room for two sessions, may grow to eight by itself, and is resized besides. Ids
-fall on few home entries, so that probing, reaches, full tables and reused slots are the rule. Each
-step ends with ``check()`` and with the answers of two
+The table begins with two slots, may grow to some more by itself, and is resized besides. Ids fall on
+few home entries, so that probing, reaches, full tables and reused slots are the rule; records are
+of every size up to the limit, so that runs must be made. Each step ends with ``check()`` and with the answers of two
 readers, one that was there from the beginning and one with a cache.
 """
 
@@ -23,6 +23,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from interleavings import Reader
+from msgspec import UNSET
+from msgspec.structs import replace
 from support import ME, at, make_registry, make_writer, successor_of
 
 from jidoka_shm.control import Identity
@@ -34,27 +36,33 @@ from jidoka_shm.errors import (
     SessionNotFound,
     VersionConflict,
 )
-from jidoka_shm.growth import plan
+from jidoka_shm.growth import capacity_for, plan
 from jidoka_shm.layout import Geometry
 from jidoka_shm.maps import encode_map, encode_maps
+from jidoka_shm.marks import changed_fields, first_payload
 from jidoka_shm.registry import EXPIRED
 from jidoka_shm.session import MOVES, SessionStatus
 from jidoka_shm.writer import TableWriter
 
 if TYPE_CHECKING:
+    from jidoka_shm.marks import Instant
     from jidoka_shm.session import Session
 
-#: Sessions that fit at first, that it may grow to, and that it may be resized to.
-CAPACITY, LIMIT, MOST = 2, 8, 12
+#: Slots at first, that it may grow to, and that it may be resized to; bytes of a slot and of the
+#: longest record.
+CAPACITY, LIMIT, MOST = 2, 24, 36
+SLOT_SIZE, LONGEST = 128, 1000
 DELAY = 50
-SIZE = make_writer(LIMIT, 256).geometry.index_size
+SIZE = make_writer(LIMIT, SLOT_SIZE).geometry.index_size
 
 ids = st.builds(lambda home, k: UUID(int=home + k * SIZE), st.integers(0, 2), st.integers(0, 4))
 statuses = st.sampled_from(SessionStatus)
-maps = st.dictionaries(st.text(max_size=3), st.integers(-(2**63), 2**64 - 1), max_size=2)
+small = st.dictionaries(st.text(max_size=3), st.integers(-(2**63), 2**64 - 1), max_size=2)
+long = st.builds(lambda size: {"much": "x" * size}, st.integers(0, 900))
+maps = small | long
 ttls = st.none() | st.integers(1, 200)
 owners = st.none() | st.builds(Identity, st.integers(1, 9), st.integers(1, 9), st.just(7))
-large = st.just({"much": "x" * 300})
+large = st.just({"much": "x" * LONGEST})
 
 
 class Model(RuleBasedStateMachine):
@@ -66,7 +74,7 @@ class Model(RuleBasedStateMachine):
     def begin(self) -> None:
         self.now = 1000
         self.live: dict[UUID, dict[str, object]] = {}
-        self.first = self.writer = make_writer(CAPACITY, 256)
+        self.first = self.writer = make_writer(CAPACITY, SLOT_SIZE, max_record_size=LONGEST)
         self.first.heirs = []
         self._write(self.writer)
         self.old = Reader(self.writer, cache_size=0, verify=self.verify)
@@ -76,31 +84,48 @@ class Model(RuleBasedStateMachine):
         self.writer = writer
         self.registry = make_registry(writer, cleanup_delay=DELAY, grow=self._make_room)
 
-    def _make_room(self, newcomer: UUID, full: RegistryFull) -> None:
+    def _make_room(self, newcomer: UUID | None, full: RegistryFull) -> None:
         """Grow as a manager does."""
-        capacity = min(2 * self.writer.geometry.capacity, LIMIT)
-        if capacity <= self.writer.geometry.capacity:
+        room = full.needed if full.unit == "adjacent slots" else 1
+        capacity = capacity_for(self.writer, room, LIMIT)
+        if capacity is None:
             raise full
-        self._move(capacity, newcomer)
+        self._move(capacity, newcomer, room)
 
-    def _move(self, capacity: int, newcomer: UUID | None = None) -> None:
+    def _move(self, capacity: int, newcomer: UUID | None = None, room: int = 0) -> None:
         old, control = self.writer, self.writer.control
-        geometry = Geometry.for_capacity(capacity, 256)
-        new = TableWriter(bytearray(geometry.size), control, geometry)
-        new.fill(old, plan(old, geometry, newcomer))
+        geometry = Geometry.for_capacity(capacity, SLOT_SIZE)
+        where = plan(old, geometry, newcomer, room=room)
+        memory = bytearray(geometry.size)
+        new = TableWriter(memory, control, geometry, max_record_size=LONGEST)
+        new.fill(old, where)
         self.first.heirs.append(new)
         new.follow(old, control.generation + 1, lambda: setattr(self.registry, "table", new))
         self.writer = new
 
     @rule(capacity=st.integers(1, MOST))
     def resize(self, capacity: int) -> None:
-        if capacity < len(self.live):
+        if capacity < self._needed():
             before = self.first.control.generation
             with pytest.raises(RegistryFull):
                 self._move(capacity)
             assert self.first.control.generation == before
         else:
             self._move(capacity)
+
+    def _run(self, payload: bytes, status: SessionStatus = SessionStatus.INITIALIZING) -> int:
+        size = 64 + len(payload) + (0 if status is SessionStatus.TERMINATED else 32)
+        return -(-size // SLOT_SIZE)
+
+    def _has_room(self, run: int) -> bool:
+        """Return whether a record of so many slots finds room, by what there is and must stay."""
+        return self._needed(run) <= max(LIMIT, self.writer.geometry.capacity)
+
+    def _needed(self, run: int = 0) -> int:
+        there = [self.registry.find(key) for key in self.live]
+        runs = [self._run(each._payload, each.status) for each in there]
+        longest = max([run, *runs], default=0)
+        return sum(runs) + run + (longest if longest > 1 else 0)
 
     def _fails(
         self, expected: type[Exception], call: object, *args: object, **fields: object
@@ -121,7 +146,11 @@ class Model(RuleBasedStateMachine):
         }
         if key in self.live:
             self._fails(SessionExists, self.registry.create, key, **fields)
-        elif len(self.live) >= max(LIMIT, self.writer.geometry.capacity):
+            return
+        payload, _ = first_payload(fields["maps"], owner, ttl, at(self.now), None)
+        if len(payload) + 96 > LONGEST:
+            self._fails(RecordTooLarge, self.registry.create, key, **fields)
+        elif not self._has_room(self._run(payload)):
             self._fails(RegistryFull, self.registry.create, key, **fields)
         else:
             made = self.registry.create(key, now=at(self.now), **fields)
@@ -162,8 +191,11 @@ class Model(RuleBasedStateMachine):
             self._fails(VersionConflict, self.registry.update, key, **fields)
         elif status is not known["status"] and status not in MOVES[known["status"]]:
             self._fails(IllegalTransition, self.registry.update, key, **fields)
+        elif error := self._refusal(key, at(self.now), **fields):
+            self._fails(error, self.registry.update, key, **fields)
         else:
-            fields["expected_version"] = known["version"]
+            if known["version"] is not None:
+                fields["expected_version"] = known["version"]
             made = self.registry.update(key, now=at(self.now), **fields)
             known |= {"status": status, "pid": owner and owner.pid, "version": made.version}
             known["owner"] = owner
@@ -172,10 +204,38 @@ class Model(RuleBasedStateMachine):
             if status is SessionStatus.TERMINATED:
                 known["deadline"] = self.now + DELAY
 
+    def _refusal(  # type: ignore[no-untyped-def]
+        self,
+        key: UUID,
+        now: Instant,
+        *,
+        metadata=UNSET,
+        owner=UNSET,
+        ttl=UNSET,
+        status=None,  # noqa: ANN001
+    ) -> type[Exception] | None:
+        """Return why an update finds no room, or None."""
+        before = self.registry.find(key)
+        changes = changed_fields(metadata, UNSET, owner, ttl, now)
+        status = status or before.status
+        if status is SessionStatus.TERMINATED:
+            changes["deadline"] = self.now + DELAY
+        payload = replace(before.payload(), **changes).encode()
+        room = 0 if status is SessionStatus.TERMINATED else 32
+        if len(payload) + 64 + room > max(LONGEST, len(before._payload) + 96):
+            return RecordTooLarge
+        run = self._run(payload, status)
+        grows = run > max(1, self._run(before._payload))
+        return RegistryFull if grows and not self._has_room(run) else None
+
     @rule(key=ids, ttl=ttls)
     def heartbeat(self, key, ttl) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001
         known = self.live.get(key)
-        if known is not None and known["status"] is not SessionStatus.TERMINATED:
+        if known is None or known["status"] is SessionStatus.TERMINATED:
+            return
+        if error := self._refusal(key, at(self.now), ttl=ttl):
+            self._fails(error, self.registry.update, key, ttl=ttl)
+        else:
             made = self.registry.update(key, ttl=ttl, now=at(self.now))
             known |= {
                 "deadline": None if ttl is None else self.now + ttl,
