@@ -204,20 +204,12 @@ class Model(RuleBasedStateMachine):
             if status is SessionStatus.TERMINATED:
                 known["deadline"] = self.now + DELAY
 
-    def _refusal(  # type: ignore[no-untyped-def]
-        self,
-        key: UUID,
-        now: Instant,
-        *,
-        metadata=UNSET,
-        owner=UNSET,
-        ttl=UNSET,
-        status=None,  # noqa: ANN001
-    ) -> type[Exception] | None:
+    def _refusal(self, key: UUID, now: Instant, **fields: object) -> type[Exception] | None:
         """Return why an update finds no room, or None."""
         before = self.registry.find(key)
-        changes = changed_fields(metadata, UNSET, owner, ttl, now)
-        status = status or before.status
+        given = [fields.get(name, UNSET) for name in ("metadata", "llm_config", "owner", "ttl")]
+        changes = changed_fields(*given, now)
+        status = fields.get("status", before.status)
         if status is SessionStatus.TERMINATED:
             changes["deadline"] = self.now + DELAY
         payload = replace(before.payload(), **changes).encode()
