@@ -81,7 +81,7 @@ def to_terminate(session_id: object, error: object) -> Call:
     which = parse_session_id(session_id)
     reason = fields["error"]
     if reason is not None:
-        # The writer cuts it to what is left of the slot; that is never so much.
+        # As much of it as a request carries; what there is no room for the writer cuts off.
         reason = reason.encode()[:MAX_RECORD].decode(errors="ignore")
     return Call(Terminate(os.urandom(16), None, which.bytes, reason), which)
 

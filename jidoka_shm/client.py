@@ -118,7 +118,8 @@ class SessionClient(SessionReader):
             RegistryClosed: where the registry is gone, or this client is closed.
             SessionExists: where the id is taken.
             InvalidMetadata, InvalidSessionId, ValueError, TypeError: for a bad argument.
-            RecordTooLarge: where the session outgrows a slot, or its maps a request: 1 MiB.
+            RecordTooLarge: where its record is longer than the manager allows, or its maps than
+                a request carries: 1 MiB.
             RegistryFull: where there is no room, nor can the writer make any.
             OwnerNotAlive: where ``pid`` is not alive.
             OSError: where no descriptor is left to look at ``pid``.
@@ -158,7 +159,8 @@ class SessionClient(SessionReader):
             IllegalTransition: where its status may not move so.
             VersionConflict: where it is at another version.
             InvalidMetadata, InvalidSessionId, ValueError, TypeError: for a bad argument.
-            RecordTooLarge: where the session outgrows a slot, or its maps a request: 1 MiB.
+            RecordTooLarge: where its record is longer than the manager allows, or its maps than
+                a request carries: 1 MiB.
             OwnerNotAlive: where ``pid`` is not alive.
             OSError: where no descriptor is left to look at ``pid``.
         """
@@ -171,7 +173,8 @@ class SessionClient(SessionReader):
 
         Args:
             session_id: which session.
-            error: why, if it went wrong; cut to what is left of the slot.
+            error: why, if it went wrong; where there is no room for it, cut to what is left of the
+                session's slots.
 
         Raises:
             WriterUnavailable, RegistryClosed: as for ``create_session``.

@@ -112,12 +112,11 @@ class SessionWrites(SessionTables):
         Both tables are there for a moment. Whatever ``grow`` and ``max_capacity`` say.
 
         Args:
-            capacity: sessions that fit into it.
-            slot_size: bytes a session, a multiple of 64; as before where it is left out.
+            capacity: its slots, of which a session takes one or more.
+            slot_size: bytes a slot, a multiple of 64; as before where it is left out.
 
         Raises:
-            RegistryFull: where there are more sessions than that, or /dev/shm has no room.
-            RecordTooLarge: where the record of a session does not fit.
+            RegistryFull: where the sessions do not fit, or /dev/shm has no room.
             ValueError, TypeError: for sizes that no table has.
         """
         capacity = check_whole("capacity", capacity)

@@ -21,14 +21,17 @@ from jidoka_shm.layout import (
     SLOT_HEADER_SIZE,
     SLOT_MASK,
     SPARE_SLOTS,
+    VERSION_MASK,
     index_word,
 )
 from jidoka_shm.session import Session
+from jidoka_shm.slots import pack_slot
+from jidoka_shm.writer import TableWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jidoka_shm.writer import Dropped, TableWriter
+    from jidoka_shm.survey import Dropped
 
 OTHER = Identity(5000, 99, 4026532000)
 
@@ -754,3 +757,147 @@ def test_a_table_written_over_anywhere_is_sound_once_taken_up(
     fresh, kept, _ = _resume(writer)
     assert all(one in made for one in kept)
     assert [_get(fresh, one.session_id.int) for one in kept] == kept
+
+
+# ---------------------------------------------------------------------------- records of several slots
+
+
+def _long(writer: TableWriter, key: int, slots: int, **fields: object) -> Session:
+    """Return a session whose record takes so many slots of 128 bytes."""
+    return session(writer, key, metadata={"a": "x" * (128 * slots - 150)}, **fields)
+
+
+@both_ways
+@pytest.mark.parametrize("slots", [1, 2, 3, 40])
+def test_a_record_of_several_slots_is_read_as_one(slots: int, *, verify: bool) -> None:
+    writer = make_writer(100, 128)
+    made = _long(writer, 5, slots)
+    writer.insert(made)
+    assert writer.free_slots == 100 + SPARE_SLOTS - slots
+    assert reader_of(writer, verify=verify).look_up(UUID(int=5)) == writer.look_up(UUID(int=5))
+    assert _get(writer, 5) == made
+    assert writer.check() == reader_of(writer).check() == []
+    writer.remove(5)
+    assert writer.free_slots == 100 + SPARE_SLOTS
+    assert writer.check() == []
+
+
+@pytest.mark.parametrize("before", [1, 2, 5])
+@pytest.mark.parametrize("after", [1, 2, 5])
+def test_a_record_becomes_longer_and_shorter(before: int, after: int) -> None:
+    writer = make_writer(100, 128)
+    writer.insert(_long(writer, 5, before))
+    made = _long(writer, 5, after)
+    assert writer.replace(5, made) is made
+    assert _get(writer, 5) == made
+    assert writer.free_slots == 100 + SPARE_SLOTS - after
+    assert writer.check() == []
+
+
+def _full_of(*lengths: int) -> TableWriter:
+    """Return a writer whose table has no slot but those that must stay free."""
+    writer = make_writer(sum(lengths) + max(lengths), 128)
+    for key, slots in enumerate(lengths, 1):
+        writer.insert(_long(writer, key, slots))
+    with pytest.raises(RegistryFull):
+        writer.insert(session(writer, 99))
+    return writer
+
+
+@pytest.mark.parametrize("key", [1, 2, 3])
+def test_each_record_of_a_full_table_can_change_for_ever(key: int) -> None:
+    writer = _full_of(7, 3, 1)
+    slots = (7, 3, 1)[key - 1]
+    entry = writer.look_up(UUID(int=key))[0]  # type: ignore[index]
+    for _ in range(50):
+        made = writer.replace(entry, _long(writer, key, slots))
+        assert _get(writer, key) == made
+        assert made.version == writer.change[0] // 2
+        assert writer.check() == []
+    assert writer.free_slots == SPARE_SLOTS + 7
+
+
+def test_a_record_shorter_than_the_reserve_is_committed_twice_and_stays_where_it_was() -> None:
+    writer = _full_of(7, 3)
+    entry, word, _ = writer.look_up(UUID(int=2))  # type: ignore[misc]
+    before = writer.change[0]
+    made = writer.replace(entry, _long(writer, 2, 3))
+    assert writer.change[0] == before + 4
+    assert writer.index.words[entry] == index_word(made.version, word & SLOT_MASK)
+    # The packed record, which answers a client, is of the version that stands.
+    assert writer.packed == pack_slot(made)
+
+
+def test_no_two_versions_are_left_for_a_change_that_takes_two() -> None:
+    writer = _full_of(7, 3)
+    seqlock.settle(writer.change, VERSION_MASK - 1)
+    before = state_of(writer)
+    with pytest.raises(RegistryFull, match="versions of 40 bits"):
+        writer.replace(writer.look_up(UUID(int=2))[0], _long(writer, 2, 3))  # type: ignore[index]
+    assert state_of(writer) == before
+
+
+@pytest.mark.parametrize("slots", [4, 8])
+def test_a_record_that_outgrows_a_full_table_is_refused_and_changes_nothing(slots: int) -> None:
+    writer = _full_of(7, 3, 1)
+    before = state_of(writer)
+    for key in (2, 3):
+        with pytest.raises(RegistryFull, match=f"needs {slots} adjacent slots"):
+            writer.replace(key, _long(writer, key, slots))
+    assert state_of(writer) == before
+
+
+def test_a_change_cut_short_between_its_two_commits_leaves_a_reserve_to_the_next_writer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    writer = _full_of(7, 3, 1)
+    commit = seqlock.commit
+
+    def once(*arguments: object) -> None:
+        commit(*arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(seqlock, "commit", once)
+    made = _long(writer, 2, 3, status="idle")
+    with pytest.raises(KeyboardInterrupt):
+        writer.replace(2, made)
+    monkeypatch.undo()
+    fresh, kept, dropped = _resume(writer)
+    assert ([each.session_id.int for each in kept], dropped) == ([1, 3, 2], ())
+    found = _get(fresh, 2)
+    assert found is not None
+    assert (found.status, found.metadata) == (made.status, made.metadata)
+    assert found.version >= made.version
+    for key in (1, 2, 3):
+        fresh.replace(key, _long(fresh, key, (7, 3, 1)[key - 1]))
+    assert fresh.check() == []
+
+
+def test_what_is_longer_than_the_limit_has_become_may_change_and_end_and_not_grow() -> None:
+    writer = make_writer(100, 128)
+    made = session(writer, 5, metadata={"a": "x" * 1000})
+    writer.insert(made)
+    strict = TableWriter(writer.slots.memory, writer.control, writer.geometry, max_record_size=600)
+    strict.resume(OTHER, lambda _: None)
+    for status in ("active", "terminating", "terminated"):
+        strict.replace(5, session(strict, 5, metadata=made.metadata, status=status))
+    with pytest.raises(RecordTooLarge):
+        strict.insert(session(strict, 6, metadata={"a": "x" * 600}))
+    assert strict.room_at(5) >= len(pack_slot(made))
+
+
+def test_a_record_that_ends_beyond_the_table_is_dropped_and_named() -> None:
+    writer = make_writer(100, 128)
+    last = writer.slots.count - 1
+    writer.insert(session(writer, 5))
+    # All of its bytes are there, and what is kept for its end is not.
+    packed = pack_slot(session(writer, 6, metadata={"a": "x" * (128 - 64 - 9)}))
+    assert 128 - 32 < len(packed) <= 128
+    start = writer.slots.offset(last)
+    writer.slots.memory[start : start + len(packed)] = packed
+    seqlock.commit(writer.change, writer.index.words, 6, index_word(2, last), 2)
+    writer.reach[6] = 1
+    assert reader_of(writer).check() == ["the slots of the entry 6 end beyond the table"]
+    _, kept, dropped = _resume(writer)
+    assert [each.session_id.int for each in kept] == [5]
+    assert [each.entry for each in dropped] == [6]
