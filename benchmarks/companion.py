@@ -29,6 +29,7 @@ class Companion:
             msg = "a process of the benchmark did not start"
             raise RuntimeError(msg)
 
-    def end(self) -> None:
-        """End it and wait for it."""
-        self._process.communicate()
+    def end(self) -> str:
+        """End it, wait for it, and return what it printed last."""
+        printed, _ = self._process.communicate()
+        return printed

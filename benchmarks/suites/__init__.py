@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from . import growth, listing, memory, probes, read, scaling, service, start, watching, write
+from . import growth, listing, memory, probes, read, scaling, service, sizes, start, watching, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,5 +29,17 @@ class Suite(NamedTuple):
 
 SUITES: Final = {
     module.NAME: Suite(module.steps, module.run, module.RATIOS)
-    for module in (read, listing, write, service, scaling, growth, memory, start, watching, probes)
+    for module in (
+        read,
+        listing,
+        write,
+        service,
+        scaling,
+        growth,
+        sizes,
+        memory,
+        start,
+        watching,
+        probes,
+    )
 }

@@ -9,7 +9,8 @@ from uuid import UUID, uuid5
 
 import msgspec
 
-from jidoka_shm.layout import ROOM_TO_END, SLOT_HEADER_SIZE
+from jidoka_shm.arguments import MAX_RECORD_SIZE, SLOT_SIZE
+from jidoka_shm.layout import ROOM_TO_END, SLOT_HEADER_SIZE, Geometry
 from jidoka_shm.maps import encode_map
 
 if TYPE_CHECKING:
@@ -20,11 +21,8 @@ if TYPE_CHECKING:
 Sample = tuple[dict[str, Any], dict[str, Any]]
 
 
-#: Bytes a slot: the largest record of the sample, with its proof, and room for its end.
-SLOT_SIZE: Final = 640
-
 #: Bytes of a record's two maps, behind the one byte that begins the record.
-_LIMIT: Final = SLOT_SIZE - SLOT_HEADER_SIZE - ROOM_TO_END - 1
+LIMIT: Final = MAX_RECORD_SIZE - SLOT_HEADER_SIZE - ROOM_TO_END - 1
 
 #: What takes as many bytes as any crc, and as any number of a change that a run comes to.
 _MOST: Final = 2**32 - 1
@@ -57,16 +55,26 @@ def _sample(line: bytes) -> Sample:
     if "proof" in sample[0]:
         msg = "metadata must leave 'proof' to the demo"
         raise ValueError(msg)
-    metadata = {**sample[0], "change": _MOST, "proof": _MOST}
-    llm_config = {**sample[1], "change": _MOST}
-    size = sum(
-        len(bytes(encode_map(value, name)))
-        for name, value in (("metadata", metadata), ("llm_config", llm_config))
-    )
-    if size > _LIMIT:
-        msg = f"they take {size} bytes with their proof, and the demo's slots hold {_LIMIT}"
+    size = _size(sample)
+    if size > LIMIT:
+        msg = f"they take {size} bytes with their proof, and a record holds {LIMIT}"
         raise ValueError(msg)
     return sample
+
+
+def _size(sample: Sample) -> int:
+    """Return the bytes of a sample's two maps with their proof, at most."""
+    metadata = {**sample[0], "change": _MOST, "proof": _MOST}
+    llm_config = {**sample[1], "change": _MOST}
+    pairs = (("metadata", metadata), ("llm_config", llm_config))
+    return sum(len(bytes(encode_map(value, name))) for name, value in pairs)
+
+
+def capacity_for(samples: list[Sample]) -> int:
+    """Return the slots that all samples need: with more, none would be written anew so soon."""
+    geometry = Geometry.for_capacity(len(samples), SLOT_SIZE)
+    runs = [geometry.run_length(1 + _size(sample), 0) for sample in samples]
+    return sum(runs) + max(runs)
 
 
 def save(path: Path, samples: list[Sample]) -> None:

@@ -64,7 +64,7 @@ def write(name: str, run: str, sessions: str, ledger: str) -> None:
     samples = proofs.load(Path(sessions))
     ids = proofs.session_ids(UUID(run), len(samples))
     book = Ledger(Path(ledger), len(samples))
-    with SessionManager(name, capacity=len(samples), slot_size=proofs.SLOT_SIZE) as manager:
+    with SessionManager(name, capacity=proofs.capacity_for(samples), grow=False) as manager:
         if manager.recovery is None:
             for at, session_id in enumerate(ids):
                 book.intended[at] = 1
