@@ -1206,6 +1206,9 @@ class TestDamage:
         for length in range(3 * 256 - 63, 6 * 256, 17):
             left.set_length(length)
             self.expect(reader, left.sid)
+            # By the crc alone, without a look at what the bytes are.
+            with pytest.raises(DamagedError):
+                reader._table.read(left.home)
             assert reader.look_up(other) == record
         with SessionManager(name) as manager:
             assert list(manager) == [other]
