@@ -173,7 +173,8 @@ def test_the_largest_record_that_is_taken_fits_its_slot(name: str, tmp_path: Pat
 
     longest = max(filter(is_taken, range(256, proofs.SLOT_SIZE)))
     (sample,) = load(longest)
-    with SessionManager(name, capacity=2, slot_size=proofs.SLOT_SIZE) as manager:
+    size = proofs.SLOT_SIZE
+    with SessionManager(name, capacity=2, slot_size=size, max_record_size=size) as manager:
         sid = manager.create_session(*proofs.proven(sample, ID, 2**32 - 1))
         manager.update_session(sid, status="active")
         manager.terminate_session(sid)
