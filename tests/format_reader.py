@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from uuid import UUID
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 CONTROL_MAGIC = int.from_bytes(b"JIDOKA-C", "little")
 TABLE_MAGIC = int.from_bytes(b"JIDOKA-T", "little")
 
@@ -34,6 +34,7 @@ VERSION_MASK = (1 << 40) - 1
 MAX_DISTANCE = 254
 SPARE_SLOTS = 16
 MIN_SLOT_SIZE, MAX_SLOT_SIZE = 128, 1 << 24
+MAX_RECORD_SIZE = 1 << 24
 
 STATUSES = {1: "initializing", 2: "active", 3: "idle", 4: "terminating", 5: "terminated"}
 PAYLOAD = (
@@ -218,16 +219,17 @@ class _Table:
         raise ContendedError
 
     def _copy(self, word: int) -> tuple[bytes, bytes] | None:
-        """Return header and payload of the slot that a word names; None where it names none."""
+        """Return header and payload of the record that a word names; None where it names none."""
         slot = word & SLOT_MASK
         if slot >= self.slot_count or word <= SLOT_MASK:
             return None
         start = self.slots_offset + slot * self.slot_size
         header = self.memory[start : start + HEADER_SIZE]
         length = SLOT_HEADER.unpack(header)[5]
-        if length > self.slot_size - HEADER_SIZE:
-            return None
         start += HEADER_SIZE
+        # The last slot is the last of the memory. A slice beyond it would be short, and no error.
+        if length > MAX_RECORD_SIZE - HEADER_SIZE or start + length > len(self.memory):
+            return None
         return header, self.memory[start : start + length]
 
 

@@ -137,7 +137,7 @@ def test_a_file_of_ones_own_is_used(tmp_path: Path) -> None:
         '{"metadata": {"a": NaN}, "llm_config": {}}',
         '{"metadata": {"a": 18446744073709551616}, "llm_config": {}}',
         '{"metadata": {"a": "\\ud800"}, "llm_config": {}}',
-        '{"metadata": {}, "llm_config": {"a": "' + 600 * "x" + '"}}',
+        '{"metadata": {}, "llm_config": {"a": "' + 1_100_000 * "x" + '"}}',
         '{"metadata": {"a": ' + 100_000 * "[" + "]}",
         "\x1b[2J",
         b'{"metadata": {"a": "\xff"}, "llm_config": {}}',

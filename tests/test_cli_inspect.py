@@ -30,6 +30,7 @@ from jidoka_shm.layout import (
     CONTROL_SIZE,
     SLOT_DTYPE,
     SLOT_HEADER_SIZE,
+    SLOT_MASK,
     TABLE_FIELDS,
     TABLE_HEADER_SIZE,
     Geometry,
@@ -551,11 +552,30 @@ def test_layout_says_where_the_parts_of_the_table_stand(
     assert int.from_bytes(raw, "little") == os.getpid()
 
 
+def test_layout_leads_to_a_record_of_several_slots(
+    command: Command, manager: SessionManager
+) -> None:
+    manager.update_session(ID, metadata={"text": "x" * 1500})
+    fields = command("layout", manager.name, "--json").json["table"]["slots"]["fields"]
+    table = manager._registry.table
+    _, word, _ = table.look_up(ID) or ()
+    raw = path_of(manager.name, 1).read_bytes()[table.slots.offset(word & SLOT_MASK) :]
+    at, width = fields["payload_length"].values()
+    length = int.from_bytes(raw[at : at + width], "little")
+    assert length > manager.stats().slot_size
+    assert fields["payload"] == {"offset": SLOT_HEADER_SIZE, "width": None}
+    assert raw[SLOT_HEADER_SIZE:][:length] == manager[ID]._payload
+    assert command("show", manager.name, ID, "--json").json == manager[ID].to_dict()
+    assert command("check", manager.name).code == 0
+
+
 def test_layout_prints_a_line_a_field(command: Command, manager: SessionManager) -> None:
     lines = [line.split("\t") for line in command("layout", manager.name).out.splitlines()]
     assert lines[0] == ["PART", "FIELD", "OFFSET", "WIDTH", "VALUE"]
     assert ["control", "writer_pid", "128", "8", str(os.getpid())] in lines
     assert ["table", "slots"] in [line[:2] for line in lines]
+    payload = ["slot", "payload", "64", "-", "payload_length bytes, on into the next slots"]
+    assert lines[-1] == payload
     assert len(lines) == 1 + len(CONTROL_FIELDS) + len(TABLE_FIELDS) + 3 + len(SLOT_DTYPE) + 1
 
 

@@ -8,6 +8,7 @@ a session that the byte has nothing to do with is read as ever.
 from __future__ import annotations
 
 import contextlib
+import zlib
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -40,17 +41,17 @@ if TYPE_CHECKING:
 NEXT = Identity(5353, 88, 4026531836)
 
 #: Home entries of the table.
-HOMES = 23
+HOMES = 37
 
 #: Ids of which three share the home 5, and one has the last home; and ids that are not there.
-IDS = [UUID(int=key) for key in (5, 5 + HOMES, 5 + 2 * HOMES, 22)]
-ABSENT = [UUID(int=key) for key in (5 + 3 * HOMES, 7, 22 + HOMES)]
+IDS = [UUID(int=key) for key in (5, 5 + HOMES, 5 + 2 * HOMES, HOMES - 1)]
+ABSENT = [UUID(int=key) for key in (5 + 3 * HOMES, 7, 2 * HOMES - 1)]
 
 CREATED = "2026-01-02T03:04:05.678901+00:00"
 
-#: What the sessions hold.
+#: What the sessions hold. The first has a record of two slots.
 FIELDS: dict[UUID, dict[str, Any]] = {
-    IDS[0]: {"metadata": {"a": 1}, "status": "active", "pid": 4242},
+    IDS[0]: {"metadata": {"a": "x" * 60}, "status": "active", "pid": 4242},
     IDS[1]: {"llm_config": {"t": 0.5}, "status": "idle"},
     IDS[2]: {},
     IDS[3]: {"metadata": {"user": "Zo\xeb"}, "status": "terminated", "error": "over"},
@@ -70,7 +71,7 @@ class Damaged:
     """
 
     def __init__(self) -> None:
-        self.writer = writer = make_writer(5, 128)
+        self.writer = writer = make_writer(8, 128)
         self.memory = writer.slots.memory  # type: ignore[assignment]  # in tests it is one
         assert writer.geometry.index_size == HOMES
         # The first one stays in slot 0, since one byte more in an empty word names that slot: were
@@ -82,11 +83,12 @@ class Damaged:
             writer.replace(writer.look_up(sid)[0], self._made(sid))  # type: ignore[index]
         writer.insert(self._made(IDS[2]))
         found = {sid: writer.look_up(sid) for sid in IDS}
-        assert [one and one[0] for one in found.values()] == [5, 6, 7, 22]
+        assert [one and one[0] for one in found.values()] == [5, 6, 7, HOMES - 1]
+        assert writer.space.records == {found[IDS[0]][1] & SLOT_MASK: 2}  # type: ignore[index]
         self.sessions = {sid: one[2] for sid, one in found.items() if one}
         self.own = {sid: set(self._own(*one[:2])) for sid, one in found.items() if one}
         first = writer.geometry.reach_offset
-        self.met = {IDS[3]: {first + 22} | self.own[IDS[3]]}
+        self.met = {IDS[3]: {first + HOMES - 1} | self.own[IDS[3]]}
         for last, sid in enumerate(IDS[:3], 1):
             self.met[sid] = {first + 5}.union(*(self.own[one] for one in IDS[:last]))
         self.live = set().union(*self.met.values())
@@ -132,12 +134,12 @@ def _tried(read: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401
         return error
 
 
-def _assert_inside_a_slot(damaged: Damaged, found: Session) -> None:
-    """Assert that a session's payload is of one slot, and its fields end well or in the one error."""
+def _assert_behind_a_header(damaged: Damaged, found: Session) -> None:
+    """Assert that a session's payload is of the slots, and its fields end well or in the one error."""
     slots = damaged.writer.slots
     starts = [slots.offset(slot) + SLOT_HEADER_SIZE for slot in range(slots.count)]
     payload = found._payload
-    assert len(payload) <= slots.limit
+    # A slice that went beyond the table would be shorter than its record.
     assert any(damaged.memory[start : start + len(payload)] == payload for start in starts)
     assert type(found.status) is SessionStatus
     for read in (found.to_dict, found.payload, found.__repr__):
@@ -154,7 +156,7 @@ def _assert_looked_up(damaged: Damaged, place: int, reads: Reads, *, verified: b
             assert isinstance(status, ALLOWED) or status is original.status
         elif isinstance(found, Session):
             assert found.session_id == sid
-            _assert_inside_a_slot(damaged, found)
+            _assert_behind_a_header(damaged, found)
     for sid in ABSENT:
         found = _tried(reads.get, sid)
         assert found is None or isinstance(found, (CorruptRegistry, RegistryClosed))
@@ -174,7 +176,7 @@ def _assert_listed(damaged: Damaged, place: int, reads: Reads, *, verified: bool
             assert all(_raw(one) == _raw(damaged.sessions[one.session_id]) for one in listed)
         else:
             for one in listed:
-                _assert_inside_a_slot(damaged, one)
+                _assert_behind_a_header(damaged, one)
     counted, size = _tried(reads.count_by_status), _tried(reads.__len__)
     if isinstance(counted, dict):
         assert set(counted) == set(SessionStatus)
@@ -330,12 +332,14 @@ def test_any_number_in_the_control_leaves_the_sessions_as_they_are(field: str) -
 
 
 _NEW = encode_map({"b": 2}, "metadata")
+_LONGER = encode_map({"b": "y" * 200}, "metadata")
 
 #: What a writer does to one session, to another, or by itself.
 CHANGES: dict[str, Callable[[Registry], object]] = {
     "heartbeat": lambda registry: registry.update(IDS[0], now=at(5)),
     "move": lambda registry: registry.update(IDS[0], status=SessionStatus.IDLE, now=at(5)),
     "map": lambda registry: registry.update(IDS[0], metadata=_NEW, now=at(5)),
+    "longer map": lambda registry: registry.update(IDS[0], metadata=_LONGER, now=at(5)),
     "deadline": lambda registry: registry.update(IDS[0], ttl=500, now=at(5)),
     "end": lambda registry: registry.terminate(IDS[0], error="over", now=at(5)),
     "create": lambda registry: registry.create(
@@ -367,6 +371,76 @@ def test_a_change_beside_damage_is_made_or_a_typed_error(kind: str) -> None:
                 assert place in damaged.own[sid] or (
                     found is not None and _raw(found[2]) == _raw(damaged.sessions[sid])
                 ), (place, value)
+
+
+def _assert_found(writer: TableWriter, problem: str, dropped: int) -> None:
+    """Assert what a check says of damage that no crc shows, and which entry a takeover drops."""
+    for verify in (False, True):
+        assert reader_of(writer, verify=verify).check() == [problem]
+    before = {entry for entry, word in enumerate(writer.index.words) if word}
+    fresh = successor_of(writer)
+    kept, (found,) = make_registry(fresh).resume(NEXT)
+    assert (kept, found.entry) == (len(before) - 1, dropped)
+    assert {entry for entry, word in enumerate(fresh.index.words) if word} == before - {dropped}
+    assert fresh.check() == []
+
+
+#: Metadata with which a record ends in a slot of 128 bytes, and the room for its end in the next.
+_FULL = {"a": "x" * 50}
+
+
+@pytest.mark.parametrize("is_newer", [False, True])
+def test_of_two_records_that_share_a_slot_the_newer_is_kept(*, is_newer: bool) -> None:
+    """D3: whole records both, one of which begins in a slot that is the other's."""
+    writer = make_writer(8, 128)
+    keys = (5, 9) if is_newer else (9, 5)
+    for key in keys:
+        writer.insert(session(writer, key, **({"metadata": _FULL} if key == 5 else {})))
+    ((start, length),) = writer.space.records.items()
+    assert length == 2
+    word = writer.index.words[9]
+    old, new = (writer.slots.offset(slot) for slot in (word & SLOT_MASK, start + 1))
+    writer.slots.memory[new : new + 128] = writer.slots.memory[old : old + 128]
+    writer.index.words[9] = word & ~SLOT_MASK | start + 1
+    reader = reader_of(writer, verify=True)
+    assert all(reader.look_up(UUID(int=key)) is not None for key in (5, 9))
+    problem = f"slot {start + 1} is of the entries 5 and 9"
+    _assert_found(writer, problem, 5 if is_newer else 9)
+
+
+def test_a_record_without_room_for_its_end_is_dropped() -> None:
+    """D3: a whole record in the last slot, which would need one more."""
+    writer = make_writer(8, 128)
+    for key in (5, 9):
+        writer.insert(session(writer, key, **({"metadata": _FULL} if key == 5 else {})))
+    word, last = writer.index.words[5], writer.geometry.slot_count - 1
+    old, new = (writer.slots.offset(slot) for slot in (word & SLOT_MASK, last))
+    writer.slots.memory[new : new + 128] = writer.slots.memory[old : old + 128]
+    writer.index.words[5] = word & ~SLOT_MASK | last
+    assert reader_of(writer, verify=True).look_up(UUID(int=5)) is not None
+    _assert_found(writer, "the slots of the entry 5 end beyond the table", 5)
+
+
+@pytest.mark.parametrize("length", [250, 2**24 - 64, 2**24 - 63, 2**31, 2**32 - 1])
+def test_a_length_that_leads_elsewhere_is_damage_though_its_header_is_right(length: int) -> None:
+    """D3: into another record's slots, beyond the table, or beyond what any record takes."""
+    writer = make_writer(40, 128)
+    for key in (5, 9):
+        writer.insert(session(writer, key, metadata={"a": "x" * 100}))
+    assert writer.space.records == {16: 2, 18: 2}
+    start, memory = writer.slots.offset(16), writer.slots.memory
+    memory[start + 44 : start + 48] = length.to_bytes(4, "little")
+    memory[start + 60 : start + 64] = zlib.crc32(memory[start : start + 60]).to_bytes(4, "little")
+    for verify in (False, True):
+        reads = Reads(reader_of(writer, verify=verify), writer.control)
+        found = _tried(reads.get, UUID(int=5))
+        if verify or length > 250:
+            assert isinstance(found, CorruptRegistry)
+        assert _raw(reads.get(UUID(int=9))) == _raw(writer.look_up(UUID(int=9))[2])  # type: ignore[index]
+        assert reads.get_session_status(UUID(int=5)) is SessionStatus.INITIALIZING
+    (entry,) = [entry for entry, word in enumerate(writer.index.words) if word & SLOT_MASK == 16]
+    kept, (dropped,) = make_registry(fresh := successor_of(writer)).resume(NEXT)
+    assert (kept, dropped.entry, fresh.check()) == (1, entry, [])
 
 
 @pytest.mark.parametrize("value", NUMBERS)

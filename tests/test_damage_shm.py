@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import random
+import zlib
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-IDS = [UUID(int=key) for key in (5, 5 + 23, 9)]
+#: Two of one home; the second has a record of two slots.
+IDS = [UUID(int=key) for key in (5, 5 + 37, 9)]
 ABSENT = UUID(int=7)
 
 
@@ -47,13 +49,15 @@ class Left:
     def __init__(self, name: str) -> None:
         self.name = name
         self.paths = {"control": path_of(name), "table": path_of(name, 1)}
-        with SessionManager(name, capacity=5, slot_size=128, cleanup_delay=3600) as manager:
+        with SessionManager(name, capacity=8, slot_size=128, cleanup_delay=3600) as manager:
             for sid in IDS:
                 manager.create_session(session_id=sid, metadata={"a": sid.int})
+            manager.update_session(IDS[1], metadata={"a": "x" * 130})
             manager.update_session(IDS[0], status="active", pid=1)
             manager.terminate_session(IDS[2], "over")
             self.sessions = {sid: astuple(manager[sid]) for sid in IDS}
             self.geometry = manager._registry.table.geometry
+            assert [*manager._registry.table.space.records.values()] == [2]
         self.whole = {kind: path.read_bytes() for kind, path in self.paths.items()}
 
     def mend(self) -> None:
@@ -270,7 +274,7 @@ def test_exchanged_tables_of_two_registries_are_damage_until_they_are_put_back(
 
 
 @pytest.mark.parametrize("word", [MOVED, CLOSED])
-@pytest.mark.parametrize("entry", [0, 1, 22, 276])
+@pytest.mark.parametrize("entry", [0, 1, 36, 290])
 def test_an_entry_that_says_given_up_by_itself_ends_no_registry(
     left: Left, entry: int, word: int
 ) -> None:
@@ -373,6 +377,28 @@ def test_a_record_with_any_byte_changed_is_dropped_and_the_others_are_kept(
             assert IDS[1] not in reader
             assert dict(reader) == kept
         left.mend()
+
+
+@pytest.mark.parametrize("beyond", [0, 1, 2**24, 2**31, 2**32 - 2**13])
+def test_a_length_that_leads_to_the_tables_end_and_beyond_is_damage(
+    left: Left, caplog: pytest.LogCaptureFixture, beyond: int
+) -> None:
+    """A3: a length whose header has the right crc leads no reader to where nothing is mapped."""
+    record = _record(left, IDS[1])
+    length = left.geometry.size - record.start - 64 + beyond
+    header = left.whole["table"][record.start : record.start + 60]
+    header = header[:44] + length.to_bytes(4, "little") + header[48:]
+    left.put("table", record.start, header + zlib.crc32(header).to_bytes(4, "little"))
+    for verify in (False, True):
+        with SessionReader(left.name, verify=verify) as reader:
+            assert astuple(reader[IDS[0]]) == left.sessions[IDS[0]]
+            if verify or beyond:
+                with pytest.raises(CorruptRegistry):
+                    reader.get(IDS[1])
+                with pytest.raises(CorruptRegistry):
+                    reader.list_sessions()
+    kept = _taken_over(left, caplog)
+    assert (IDS[1] in kept, len(kept)) == (False, 3)
 
 
 def test_a_table_with_some_bytes_changed_is_sound_once_taken_over(

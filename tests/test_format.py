@@ -21,7 +21,7 @@ from format_reader import ClosedError, DamagedError, NotFoundError, OtherFormatE
 from host import Script, path_of
 from support import make_writer, wait_until
 
-from jidoka_shm import InvalidName, SessionManager, SessionReader, layout
+from jidoka_shm import CorruptRegistry, InvalidName, SessionManager, SessionReader, layout
 from jidoka_shm.control import ControlWriter
 from jidoka_shm.header import TableHeader
 from jidoka_shm.layout import Geometry
@@ -242,7 +242,20 @@ class TestPage:
         assert rules["index offset"] == str(layout.TABLE_HEADER_SIZE)
         assert rules["reach offset"] == f"{layout.TABLE_HEADER_SIZE} + 8 × entries"  # noqa: RUF001
         assert rules["slots offset"].endswith(f"rounded up to a multiple of {layout.ALIGNMENT}")
-        assert rules["payload limit"] == f"`slot_size` − {layout.SLOT_HEADER_SIZE}"  # noqa: RUF001
+        header, room = layout.SLOT_HEADER_SIZE, layout.ROOM_TO_END
+        assert layout.MAX_RECORD_SIZE == 2**24
+        assert rules["longest payload"] == f"2^24 − {header}"  # noqa: RUF001
+        assert rules["slots of a record"] == (
+            f"({header} + `payload_length` + {room}) / `slot_size`, rounded up; "
+            f"without the {room} where the status is {layout.TERMINATED_CODE}"
+        )
+
+    def test_slots_of_a_record(self) -> None:
+        geometry = Geometry.for_capacity(4, 128)
+        for code, status in format_reader.STATUSES.items():
+            room = 0 if status == "terminated" else 32
+            runs = [geometry.run_length(length, code) for length in range(1000)]
+            assert runs == [(64 + length + room + 127) // 128 for length in range(1000)]
 
     def test_index_sizes(self) -> None:
         for capacity in range(1, 2000):
@@ -298,6 +311,36 @@ class TestPage:
         writer.insert(session)
         assert (len(writer.reach), writer.index.words[home] > layout.CLOSED) == (37, True)
         assert f"other has this home, `reach[{home}]` is {writer.reach[home]}." in text
+
+    def test_example_of_a_record_of_two_slots(self) -> None:
+        second = 10**9
+        note = "A record goes on where its first slot ends, with no other header."
+        payload = Payload(
+            metadata=encode_map({"note": note}, "metadata"), llm_config=encode_map({}, "llm_config")
+        )
+        session = Session(
+            UUID("00010203-0405-4607-8809-0a0b0c0d0e0f"),
+            9,
+            SessionStatus.IDLE,
+            None,
+            1_700_000_000 * second,
+            1_700_000_001 * second,
+            payload.encode(),
+        )
+        raw = block("two slots")
+        assert raw == pack_slot(session)
+        assert format_reader.decode_slot(raw[:64], raw[64:]) == record_of(session)
+        text = " ".join(section("The payload").split())
+        assert f"The word is 0x{layout.index_word(9, 2):X}." in text
+        size = len(raw) + layout.ROOM_TO_END
+        assert f"are {len(raw)} bytes, and with the 32 for its end {size}, so slot 3" in text
+        assert f"The last {len(raw) - 128} bytes stand there:" in text
+        writer = make_writer(4, 128)
+        writer.insert(session)
+        slot = writer.index.words[session.session_id.int % len(writer.reach)] & layout.SLOT_MASK
+        assert writer.space.records == {slot: 2}
+        offset = writer.slots.offset(slot)
+        assert writer.slots.memory[offset : offset + len(raw)] == raw
 
     def test_its_reader_uses_nothing_of_the_package(self) -> None:
         tree = ast.parse(Path(format_reader.__file__).read_text(encoding="utf-8"))
@@ -426,6 +469,83 @@ class TestAtRest:
         assert format_reader.decode_slot(raw[:64], raw[64:]) == record_of(session)
 
 
+class TestLongRecords:
+    """Records of several slots."""
+
+    @pytest.mark.parametrize("length", [
+        pytest.param(600, id="two slots"),
+        pytest.param(9_000, id="many"),
+        pytest.param(20 << 10, id="20 KiB"),
+        pytest.param(1 << 20, id="1 MiB"),
+    ])  # fmt: skip
+    def test_of_this_length(self, name: str, length: int) -> None:
+        options = {"capacity": 16, "cleanup_delay": 3600, "max_record_size": 2**24}
+        with managing(name, **options) as manager:
+            reader = attach(name, 0)
+            short = manager.create_session({"n": 1})
+            sids = [manager.create_session({"text": letter * length}) for letter in "ab"]
+            assert_same(reader, name)
+            for letter, sid in zip("ab", sids, strict=True):
+                assert (reader.look_up(sid) or {})["metadata"] == {"text": letter * length}
+            manager.update_session(sids[0], metadata={}, llm_config={"text": "c" * length})
+            manager.update_session(short, metadata={"text": "d" * length})
+            manager.terminate_session(sids[1], "over")
+            assert_same(reader, name)
+            # Back into one slot, and what it gave back is taken by another.
+            manager.update_session(sids[0], llm_config=None)
+            manager.create_session({"text": "e" * length})
+            assert_same(reader, name)
+            assert manager.check() == []
+
+    def test_of_each_length_at_a_border(self, name: str) -> None:
+        with managing(name, capacity=64, slot_size=128) as manager:
+            reader = attach(name, 0)
+            sid = manager.create_session()
+            runs = set()
+            for length in range(300):
+                manager.update_session(sid, metadata={"text": "x" * length})
+                assert (reader.look_up(sid) or {})["metadata"] == {"text": "x" * length}
+                runs.update(manager._registry.table.space.records.values())
+            assert runs == {2, 3, 4}
+            assert_same(reader, name)
+
+    def test_in_the_last_slots_of_a_table(self, name: str) -> None:
+        options = {"capacity": 20, "slot_size": 128, "grow": False, "cleanup_delay": 3600}
+        with managing(name, **options) as manager:
+            table = manager._registry.table
+            sid = manager.create_session({"text": "x" * 1100})
+            assert table.space.records == {16: 10}
+            reader = attach(name, 0)
+            for start in (26, 16):
+                manager.update_session(sid, status="active")
+                assert table.space.records == {start: 10}
+                assert_same(reader, name)
+            # With a reason that makes it end where the table does.
+            size = 64 + len(manager[sid]._payload) + len(b"\xc0\xd9n\xcf12345678")
+            manager.terminate_session(sid, "y" * (10 * 128 - size))
+            assert table.space.records == {26: 10}
+            offset = table.slots.offset(26)
+            assert offset + 64 + len(manager[sid]._payload) == table.geometry.size
+            assert_same(reader, name)
+
+    def test_across_growth(self, name: str) -> None:
+        with managing(name, capacity=1, slot_size=128) as manager:
+            reader = attach(name, 0)
+            before = reader._table.generation
+            for n in range(1, 30):
+                manager.create_session({"text": "x" * (n * 331 % 2000)})
+                assert_same(reader, name)
+            assert reader._table.generation > before + 3
+            for capacity, slot_size in ((1000, 1024), (100, 16 << 10), (1000, 192)):
+                manager.resize(capacity, slot_size)
+                assert_same(reader, name)
+                assert reader._table.slot_size == slot_size
+                for sid in list(manager)[:5]:
+                    manager.update_session(sid, llm_config={"text": "y" * slot_size})
+                assert_same(reader, name)
+                assert manager.check() == []
+
+
 def nested(depth: int) -> object:
     """Return containers that stand ``depth`` deep in each other."""
     return [nested(depth - 1)] if depth else None
@@ -533,6 +653,29 @@ class TestChanges:
             at_first_call(monkeypatch, "_copy", after=lambda: remove_now(manager, sid))
             assert reader.look_up(sid) is None
 
+    @pytest.mark.parametrize("letter", ["\0", "\x7f"])
+    def test_a_slot_in_the_midst_of_another_record_during_the_copy(
+        self, name: str, letter: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with managing(name, capacity=20, slot_size=128, grow=False) as manager:
+            before = manager.create_session({"text": "a" * 300})
+            sid = manager.create_session({"text": "b" * 300})
+            space = manager._registry.table.space
+            assert space.records == {16: 4, 20: 4}
+            reader = attach(name, 0)
+
+            def fill_the_midst() -> None:
+                remove_now(manager, before)
+                manager.update_session(sid, metadata={"n": 1})
+                manager.create_session({"text": letter * 900})
+
+            # What looks like a header then says a length, too: none, or one beyond all.
+            at_first_call(monkeypatch, "_copy", before=fill_the_midst)
+            assert (reader.look_up(sid) or {})["metadata"] == {"n": 1}
+            ((start, length),) = space.records.items()
+            assert start < 20 < start + length
+            assert_same(reader, name)
+
     def test_created_again_during_a_list(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         with managing(name, capacity=16) as manager:
             first, second, *_ = crowd(16)
@@ -591,15 +734,20 @@ def at_first_call(
 
 
 class Still:
-    """A registry without a writer, with one session, whose bytes a test may change."""
+    """A registry without a writer, with one session, whose bytes a test may change.
 
-    def __init__(self, name: str) -> None:
+    With another text the session has a record of several slots.
+    """
+
+    def __init__(
+        self, name: str, text: str = "Zoë", *, capacity: int = 4, slot_size: int = 256
+    ) -> None:
         self.name = name
-        with SessionManager(name, capacity=4, slot_size=256) as manager:
-            self.sid = manager.create_session({"user": "Zoë", "n": [1, 2, 3]}, {"t": 0.5})
+        with SessionManager(name, capacity=capacity, slot_size=slot_size) as manager:
+            self.sid = manager.create_session({"user": text, "n": [1, 2, 3]}, {"t": 0.5})
         self.control = path_of(name)
         self.table = path_of(name, 1)
-        self.geometry = Geometry.for_capacity(4, 256)
+        self.geometry = Geometry.for_capacity(capacity, slot_size)
         self.home = self.sid.int % self.geometry.index_size
         self.word_offset = 64 + 8 * self.home
         self.reach_offset = self.geometry.reach_offset + self.home
@@ -652,6 +800,17 @@ class Still:
         self.write(self.table, self.slot_offset + 64, payload)
         self.seal()
 
+    def unlink(self) -> None:
+        """Remove its objects."""
+        for path in self.control.parent.glob(f"{self.control.name}*"):
+            path.unlink()
+
+    def set_length(self, length: int) -> None:
+        """Change the payload's length, in a header whose crc is right."""
+        self.write(self.table, self.slot_offset + 44, length.to_bytes(4, "little"))
+        header = self.read(self.table, self.slot_offset, 60)
+        self.write(self.table, self.slot_offset + 60, zlib.crc32(header).to_bytes(4, "little"))
+
     def seal(self) -> None:
         """Make the slot's crcs fit what it holds."""
         length = int.from_bytes(self.read(self.table, self.slot_offset + 44, 4), "little")
@@ -666,8 +825,16 @@ def still(name: str) -> Iterator[Still]:
     """A registry without a writer."""
     made = Still(name)
     yield made
-    for path in made.control.parent.glob(f"{made.control.name}*"):
-        path.unlink()
+    made.unlink()
+
+
+@pytest.fixture
+def long(name: str) -> Iterator[Still]:
+    """The same, with a record of two slots."""
+    made = Still(name, "Zoë" * 70)
+    assert made.end - made.slot_offset > 256 + 32
+    yield made
+    made.unlink()
 
 
 class TestAttaching:
@@ -723,7 +890,7 @@ class TestAttaching:
         assert attach(still.name, 30).look_up(still.sid) is not None
         assert len(pauses) == 1
 
-    @pytest.mark.parametrize(("offset", "value"), [(0, 1), (8, 0), (8, 1), (8, 3)])
+    @pytest.mark.parametrize(("offset", "value"), [(0, 1), (8, 0), (8, 1), (8, 2), (8, 4)])
     def test_another_format(self, still: Still, offset: int, value: int) -> None:
         still.word(still.control, offset, value)
         with pytest.raises(OtherFormatError):
@@ -734,7 +901,7 @@ class TestAttaching:
             with still.flipped(still.table, offset), pytest.raises(DamagedError):
                 attach(still.name, 30)
 
-    @pytest.mark.parametrize("version", [0, 1, 3])
+    @pytest.mark.parametrize("version", [0, 1, 2, 4])
     def test_another_format_of_the_table(
         self, still: Still, version: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -785,6 +952,18 @@ class TestStates:
         with SessionManager(still.name) as manager:
             manager.update_session(still.sid, metadata={"n": 2})
             assert_same(reader, still.name)
+
+    @pytest.mark.parametrize("slot_size", [128, 512])
+    def test_growth_with_a_long_record(self, long: Still, slot_size: int) -> None:
+        reader = attach(long.name, 30)
+        record = reader.look_up(long.sid)
+        grow(long, slot_size)
+        assert [record] == reader.list()
+        assert reader._table.slot_size == slot_size
+        with SessionManager(long.name) as manager:
+            manager.update_session(long.sid, status="active")
+            assert_same(reader, long.name)
+            assert manager.check() == []
 
     @pytest.mark.parametrize("sizes", [(100, 128), (1, 1024)])
     def test_growth_by_a_manager(self, still: Still, sizes: tuple[int, int]) -> None:
@@ -843,18 +1022,65 @@ class TestStates:
         with pytest.raises(ClosedError):
             reader.list()
 
-    def test_bytes_behind_the_payload_do_not_count(self, still: Still) -> None:
-        reader = attach(still.name, 0)
-        record = reader.look_up(still.sid)
-        with still.flipped(still.table, still.end):
-            assert reader.look_up(still.sid) == record
+    @pytest.mark.parametrize("kind", ["still", "long"])
+    def test_bytes_behind_the_payload_do_not_count(
+        self, kind: str, request: pytest.FixtureRequest
+    ) -> None:
+        left: Still = request.getfixturevalue(kind)
+        reader = attach(left.name, 0)
+        record = reader.look_up(left.sid)
+        for offset in range(left.end, left.end + layout.ROOM_TO_END):
+            with left.flipped(left.table, offset):
+                assert reader.look_up(left.sid) == record
+
+    def test_a_writer_killed_between_the_two_commits_of_an_update(self, name: str) -> None:
+        with Script(TWICE, name) as writer:
+            sid = UUID(writer.line())
+            reader = attach(name, 30)
+            before = reader.look_up(sid) or {}
+            writer.go()
+            writer.end()
+        after = reader.look_up(sid) or {}
+        assert (before["metadata"]["n"], after["metadata"]["n"]) == (1, 2)
+        with managing(name, grow=False) as manager:
+            assert_same(reader, name)
+            assert manager[sid].version == after["version"] + 2
+            assert manager[sid].metadata == after["metadata"]
+            assert manager.check() == []
 
 
-def grow(still: Still) -> None:
+#: A writer that ends in an update that no slots are free for but the reserve.
+TWICE = """
+    import os, sys
+    from jidoka_shm import SessionManager
+
+    with SessionManager(sys.argv[1], capacity=26, slot_size=128, grow=False) as manager:
+        table = manager._registry.table
+        # Single slots that lie apart, so that they are no reserve.
+        for sid in [manager.create_session() for _ in range(26)][::2]:
+            table.remove(table.look_up(sid)[0])
+        manager.create_session({"text": "x" * 500})
+        sid = manager.create_session({"n": 1, "text": "y" * 130})
+        assert table.space.records == {29: 5, 34: 2}
+        assert table.space.runs() == {6: 1}
+        print(sid, flush=True)
+        sys.stdin.readline()
+        commit = table._commit
+
+        def commit_once(*arguments):
+            table._commit = lambda *arguments: os._exit(0)
+            commit(*arguments)
+
+        table._commit = commit_once
+        manager.update_session(sid, metadata={"n": 2, "text": "z" * 130})
+"""
+
+
+def grow(still: Still, slot_size: int = 512) -> None:
     """Do by hand what the page says of growth."""
     header = TableHeader.read(bytearray(still.table.read_bytes()))
     assert header is not None
-    geometry = Geometry.for_capacity(100, 512)
+    geometry = Geometry.for_capacity(100, slot_size)
     control = ControlWriter(bytearray(still.control.read_bytes()))
     writer = TableWriter(bytearray(geometry.size), control, geometry)
     with SessionReader(still.name) as theirs:
@@ -867,6 +1093,12 @@ def grow(still: Still) -> None:
     still.table.unlink()
 
 
+def payload_of(length: int) -> bytes:
+    """Return a payload of so many bytes, 98 and more."""
+    text = length - len(b"\x92\x81\xa1a\xdb1234\x80")
+    return b"\x92\x81\xa1a\xdb" + text.to_bytes(4, "big") + b"x" * text + b"\x80"
+
+
 class TestDamage:
     """That what cannot be is found, and never followed."""
 
@@ -877,11 +1109,13 @@ class TestDamage:
         with pytest.raises(DamagedError):
             reader.list()
 
-    def test_each_byte_of_a_record(self, still: Still) -> None:
-        reader = attach(still.name, 30)
-        for offset in range(still.slot_offset, still.end):
-            with still.flipped(still.table, offset):
-                self.expect(reader, still.sid)
+    @pytest.mark.parametrize("kind", ["still", "long"])
+    def test_each_byte_of_a_record(self, kind: str, request: pytest.FixtureRequest) -> None:
+        left: Still = request.getfixturevalue(kind)
+        reader = attach(left.name, 30)
+        for offset in range(left.slot_offset, left.end):
+            with left.flipped(left.table, offset):
+                self.expect(reader, left.sid)
 
     @pytest.mark.parametrize("word", [3, 0xFFFFFF, 1 << 24 | 20, 1 << 24 | 0xFFFFFF, 2 << 24])
     def test_an_index_word(self, still: Still, word: int) -> None:
@@ -921,17 +1155,66 @@ class TestDamage:
                 # Whatever it is, it leads to no entry outside of the index.
                 assert found == [reach > 0, reach > 1, False]
 
-    @pytest.mark.parametrize("length", [192, 193])
-    def test_a_length(self, still: Still, length: int) -> None:
+    @pytest.mark.parametrize("length", [192, 193, 1000, 20 * 256 - 64])
+    def test_a_length_up_to_the_last_slot(self, still: Still, length: int) -> None:
         reader = attach(still.name, 30)
-        limit = still.geometry.payload_limit
-        text = length - len(b"\x92\x81\xa1a\xd9n\x80")
-        # The longer one goes on in the next slot, and is as good a payload but for that.
-        still.put(b"\x92\x81\xa1a\xd9" + bytes([text]) + b"x" * text + b"\x80")
-        if length <= limit:
-            assert reader.look_up(still.sid) == reader.list()[0]
-        else:
-            self.expect(reader, still.sid)
+        assert still.slot_offset == still.geometry.slots_offset
+        still.put(payload_of(length))
+        record = reader.look_up(still.sid)
+        assert record is not None
+        assert [record] == reader.list()
+        assert len(record["metadata"]["a"]) > length - 16
+
+    @pytest.mark.parametrize("more", [1, 64, 256, 2**20])
+    def test_a_length_beyond_the_last_slot(self, still: Still, more: int) -> None:
+        reader = attach(still.name, 30)
+        length = still.geometry.size - still.slot_offset - 64
+        still.put(payload_of(length))
+        assert reader.look_up(still.sid) is not None
+        # All that there is of it has the right crc, and would be a good payload.
+        still.set_length(length + more)
+        self.expect(reader, still.sid)
+        with SessionReader(still.name) as theirs, pytest.raises(CorruptRegistry):
+            theirs.get(still.sid)
+
+    @pytest.mark.parametrize(("more", "is_damage"), [(0, False), (1, True)])
+    def test_the_greatest_length_and_one_more(
+        self, name: str, more: int, *, is_damage: bool
+    ) -> None:
+        left = Still(name, capacity=3, slot_size=2**20)
+        reader = attach(name, 30)
+        length = 2**24 - 64 + more
+        assert left.slot_offset + 64 + length < left.geometry.size
+        left.put(payload_of(length))
+        with SessionReader(name) as theirs:
+            if is_damage:
+                self.expect(reader, left.sid)
+                with pytest.raises(CorruptRegistry):
+                    theirs.get(left.sid)
+            else:
+                assert reader.look_up(left.sid) == record_of(theirs[left.sid])
+        left.unlink()
+
+    def test_a_length_that_leads_into_a_neighbours_slots(self, name: str) -> None:
+        left = Still(name, "x" * 500, capacity=40)
+        with SessionManager(name, capacity=40) as manager:
+            other = manager.create_session({"user": "y" * 500})
+            assert manager._registry.table.space.records == {16: 3, 19: 3}
+        assert left.slot_offset == left.geometry.slots_offset + 16 * 256
+        reader = attach(name, 30)
+        record = reader.look_up(other)
+        for length in range(3 * 256 - 63, 6 * 256, 17):
+            left.set_length(length)
+            self.expect(reader, left.sid)
+            # By the crc alone, without a look at what the bytes are.
+            with pytest.raises(DamagedError):
+                reader._table.read(left.home)
+            assert reader.look_up(other) == record
+        with SessionManager(name) as manager:
+            assert list(manager) == [other]
+            assert manager.check() == []
+            assert_same(reader, name)
+        left.unlink()
 
     def test_a_length_beyond_all(self, still: Still) -> None:
         reader = attach(still.name, 30)
@@ -982,7 +1265,7 @@ WRITER = """
     from zlib import crc32
     from jidoka_shm import SessionManager, SessionNotFound
 
-    name, capacity, first, step = sys.argv[1], *map(int, sys.argv[2:])
+    name, capacity, slot_size, longest, first, step = sys.argv[1], *map(int, sys.argv[2:])
     passing, *steady = [UUID(int=first + n * step) for n in range(4)]
     stop = threading.Event()
 
@@ -997,11 +1280,11 @@ WRITER = """
             pass  # it was ended before, and removed just now
 
     def maps(n):
-        text = "x" * (n % 200)
+        text = chr(97 + n % 26) * (n * n % longest)
         proof = crc32(f"{n} {text}".encode())
         return {"metadata": {"n": n, "text": text, "proof": proof}, "llm_config": {"n": n}}
 
-    with SessionManager(name, capacity=capacity, cleanup_delay=0) as manager:
+    with SessionManager(name, capacity=capacity, slot_size=slot_size, cleanup_delay=0) as manager:
         # It takes the place nearest to the home, and leaves it, and takes it again.
         manager.create_session(session_id=passing)
         for n, sid in enumerate(steady):
@@ -1013,6 +1296,9 @@ WRITER = """
             for sid in steady:
                 n += 1
                 manager.update_session(sid, status="active", **maps(n))
+            if longest > slot_size and n % 500 < len(steady):
+                # Records of many slots become records of few, and the reverse.
+                manager.resize(capacity, slot_size * (1 + 7 * (n // 500 % 2)))
             if n % 11 == 0:
                 if passing in manager:
                     end(passing)
@@ -1035,6 +1321,7 @@ class Watch:
         self._reader = reader
         self._newest = {sid.bytes: 0 for sid in steady}
         self.overlapped = 0
+        self.longest = 0
 
     def look_up(self, sid: UUID) -> None:
         """Look up a session that lives throughout."""
@@ -1068,29 +1355,39 @@ class Watch:
         assert isinstance(metadata, dict)
         assert metadata["n"] == n
         assert metadata["proof"] == zlib.crc32(f"{n} {metadata['text']}".encode())
+        self.longest = max(self.longest, len(metadata["text"]))
         key = record["session_id"]
         assert isinstance(key, bytes)
         assert version >= self._newest[key]
         self._newest[key] = version
 
 
-@pytest.mark.parametrize(("capacity", "first", "step"), [
-    pytest.param(4, 18, 19, id="one home"),
-    pytest.param(64, 5, 1 << 80, id="homes of their own"),
+@pytest.mark.parametrize(("sizes", "first", "step"), [
+    pytest.param((4, 512, 200), 18, 19, id="one home"),
+    pytest.param((64, 512, 200), 5, 1 << 80, id="homes of their own"),
+    pytest.param((256, 128, 5000), 5, 1 << 80, id="long records"),
 ])  # fmt: skip
-def test_at_full_speed(name: str, capacity: int, first: int, step: int) -> None:
+def test_at_full_speed(name: str, sizes: tuple[int, int, int], first: int, step: int) -> None:
+    capacity, slot_size, longest = sizes
     ids = [UUID(int=first + n * step) for n in range(4)]
-    homes = {sid.int % Geometry.for_capacity(capacity, 512).index_size for sid in ids}
+    homes = {sid.int % Geometry.for_capacity(capacity, slot_size).index_size for sid in ids}
     assert len(homes) == (1 if capacity == 4 else 4)
     passing, *steady = ids
-    with Script(WRITER, name, capacity, first, step) as writer:
+    with Script(WRITER, name, *sizes, first, step) as writer:
         assert writer.line() == "at work"
         reader = attach(name, 30)
         watch = Watch(reader, steady)
+        generation = reader._table.generation
         looked_up = listed = 0
         seen: set[bool] = set()
         deadline = time.monotonic() + 60
-        while looked_up < 2000 or listed < 50 or watch.overlapped < 100 or len(seen) < 2:
+        if longest > slot_size:
+            generation += 3
+        while (
+            (looked_up < 2000 or listed < 50 or watch.overlapped < 100 or len(seen) < 2)
+            or reader._table.generation < generation
+            or watch.longest < longest * 3 // 4
+        ):
             assert time.monotonic() < deadline
             for sid in steady * 10:
                 watch.look_up(sid)

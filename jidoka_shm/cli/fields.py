@@ -97,18 +97,19 @@ def _parts(geometry: Geometry) -> Json:
             "size": geometry.slot_count * geometry.slot_size,
             "count": geometry.slot_count,
             "slot_size": geometry.slot_size,
-            "fields": _slot(geometry),
+            "fields": _slot(),
         },
     }
 
 
-def _slot(geometry: Geometry) -> Json:
-    """Return the fields of each slot, from its beginning."""
+def _slot() -> Json:
+    """Return the fields of a record, from the beginning of its first slot."""
     fields: Json = {}
     for name in SLOT_DTYPE.names or ():
         kind, offset, *_ = cast("dict[str, Any]", SLOT_DTYPE.fields)[name]
         fields[name] = {"offset": offset, "width": kind.itemsize}
-    fields["payload"] = {"offset": SLOT_HEADER_SIZE, "width": geometry.slot_size - SLOT_HEADER_SIZE}
+    # Each record's own, in as many slots as it takes.
+    fields["payload"] = {"offset": SLOT_HEADER_SIZE, "width": None}
     return fields
 
 
@@ -124,4 +125,5 @@ def rows(found: Json) -> Iterator[tuple[object, ...]]:
     size = f"{slots['count']} slots of {slots['slot_size']}"
     yield "table", "slots", slots["offset"], slots["size"], size
     for name, field in slots["fields"].items():
-        yield "slot", name, field["offset"], field["width"], None
+        value = None if field["width"] else "payload_length bytes, on into the next slots"
+        yield "slot", name, field["offset"], field["width"], value
