@@ -20,7 +20,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from . import errors
 from .errors import JidokaError
-from .layout import MAX_SLOT_SIZE
+from .layout import MAX_RECORD_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -31,9 +31,9 @@ PROTOCOL_VERSION: Final = 1
 MAX_RECORD: Final = 1 << 20
 MAX_FRAME: Final = MAX_RECORD + (1 << 16)
 
-#: Bytes of one reply at most. It may hold a record of the largest slot that there is, which a
-#: manager can fill itself.
-MAX_REPLY: Final = MAX_SLOT_SIZE + (1 << 16)
+#: Bytes of one reply at most. It may hold the longest record that there is, which a manager can
+#: make itself.
+MAX_REPLY: Final = MAX_RECORD_SIZE + (1 << 16)
 
 #: Letters of a text that goes to the other side, or to the log, about what a stranger sent.
 _LONGEST_TEXT: Final = 4096

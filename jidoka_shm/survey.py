@@ -76,9 +76,9 @@ def survey(table: SessionTable, visit: Callable[[Session], None]) -> Survey:
             continue
         key, slot = session.session_id.int, word & SLOT_MASK
         home = key % index_size
-        # Shorter where it would end beyond the table.
-        room = taken[slot : slot + run]
-        if len(room) < run or any(room) or key in ids:
+        if slot + run > len(taken):
+            unsound.append(Dropped(entry, f"its {run} slots end beyond the table"))
+        elif any(taken[slot : slot + run]) or key in ids:
             unsound.append(Dropped(entry, f"it doubles session {session.session_id}"))
         elif not 0 <= entry - home <= MAX_DISTANCE:
             unsound.append(Dropped(entry, f"it lies too far from its home {home}"))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jidoka_shm import errors, protocol
 from jidoka_shm.errors import JidokaError
-from jidoka_shm.layout import MAX_SLOT_SIZE
+from jidoka_shm.layout import MAX_RECORD_SIZE
 from jidoka_shm.protocol import (
     MAX_FRAME,
     MAX_REPLY,
@@ -129,7 +129,7 @@ def test_what_follows_the_last_field_is_ignored_and_another_key_is_not() -> None
 
 
 def test_a_reply_may_hold_a_record_of_the_largest_slot() -> None:
-    assert len(encode(Done(bytes(MAX_SLOT_SIZE)))) - 4 <= MAX_REPLY
+    assert len(encode(Done(bytes(MAX_RECORD_SIZE)))) - 4 <= MAX_REPLY
 
 
 # ---------------------------------------------------------------------------- any bytes
