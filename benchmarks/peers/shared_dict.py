@@ -7,45 +7,42 @@ a reader can meet half a write. It unpickles what it finds in shared memory.
 
 from __future__ import annotations
 
-import uuid
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from shared_memory_dict import SharedMemoryDict
 
 from benchmarks import records
 
-from .base import Peer
+from .plain_dict import DictLike
 
 if TYPE_CHECKING:
     from uuid import UUID
 
 
-class SharedDict(Peer):
-    """A dict of plain records."""
+class SharedDict(DictLike):
+    """A dict of plain records, of which a look-up unpickles all."""
 
     name: ClassVar[str] = "shared-memory-dict"
     packages: ClassVar[tuple[str, ...]] = ("shared-memory-dict",)
     largest: ClassVar[int | None] = 10_000
-    #: The first process that ends would take the memory with it: Python counts who attached.
-    shared: ClassVar[bool] = False
 
     def _open(self, *, size: int = 1) -> SharedMemoryDict:
-        return SharedMemoryDict(f"bench-{self.place.parent.name}-{self.place.name}", size)
+        return SharedMemoryDict(self.named(), size)
 
     def make(self) -> None:
         """Make a block that holds all records, and some more."""
-        self._made: Any = self._open(size=(1 << 16) + 1024 * len(self.ids))
+        self._made = self._open(size=(1 << 16) + 1024 * len(self.ids))
         self._made.update({key: records.make_plain(key) for key in self.ids})
 
     def attach(self) -> None:
         """Attach another one, as a reader's process would."""
-        self.reader: Any = self._open()
+        self.reader = self._open()
 
     def close(self) -> None:
         """Close it and remove the block."""
-        if hasattr(self, "reader"):
+        if self.reader is not None:
             self.reader.shm.close()
-        if hasattr(self, "_made"):
+        if self._made is not None:
             self._made.shm.close()
             self._made.shm.unlink()
 
@@ -53,48 +50,8 @@ class SharedDict(Peer):
         """Return the size of the block."""
         return int(self._made.shm.size)
 
-    def look_up(self, keys: list[UUID]) -> None:
-        """Unpickle everything and take one, each."""
-        get = self.reader.__getitem__
-        for key in keys:
-            get(key)
-
     def miss(self, keys: list[UUID]) -> None:
         """Unpickle everything, and not find one."""
         get = self.reader.get
         for key in keys:
             get(key)
-
-    def list_all(self, keys: list[UUID]) -> object:
-        """Unpickle everything."""
-        del keys
-        return list(self.reader.values())
-
-    def update(self, keys: list[UUID]) -> None:
-        """Change each, packing everything again."""
-        made = self._made
-        for key in keys:
-            made[key] = records.moved_plain(made[key])
-
-    def create(self, keys: list[UUID]) -> None:
-        """Add new records, among those that are there."""
-        made = self._made
-        self._new = [uuid.uuid4() for _ in keys]
-        for key in self._new:
-            made[key] = records.make_plain(key)
-
-    def after_create(self) -> None:
-        """Take out what was put in."""
-        for key in self._new:
-            del self._made[key]
-
-    def before_terminate(self, keys: list[UUID]) -> None:
-        """Put in what is to go."""
-        self.create(keys)
-
-    def terminate(self, keys: list[UUID]) -> None:
-        """Delete each."""
-        del keys
-        made = self._made
-        for key in self._new:
-            del made[key]
