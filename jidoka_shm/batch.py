@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from msgspec.structs import replace
 
 from .errors import JidokaError, SessionExists, WriterUnavailable
+from .failed import unpack_error
 from .protocol import (
     Again,
     Create,
@@ -34,7 +35,6 @@ from .protocol import (
     Unknown,
     Update,
     encode,
-    unpack_error,
 )
 from .session import SessionStatus
 from .slots import unpack_slot

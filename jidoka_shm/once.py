@@ -35,8 +35,9 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
 from .errors import JidokaError
+from .failed import pack_error
 from .layout import SLOT_HEADER_SIZE
-from .protocol import Done, Unknown, pack_error
+from .protocol import Done, Unknown
 from .session import SessionStatus
 from .slots import pack_slot
 

@@ -12,14 +12,11 @@ A change is made exactly once however often its request is sent: see ``Again``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar, cast
-from uuid import UUID
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from . import errors
-from .errors import JidokaError
 from .layout import MAX_RECORD_SIZE
 
 if TYPE_CHECKING:
@@ -35,8 +32,7 @@ MAX_FRAME: Final = MAX_RECORD + (1 << 16)
 #: make itself.
 MAX_REPLY: Final = MAX_RECORD_SIZE + (1 << 16)
 
-#: Letters of a text that goes to the other side, or to the log, about what a stranger sent.
-_LONGEST_TEXT: Final = 4096
+#: Letters of a text that goes to the other side, and to the log, about what a stranger sent.
 _LONGEST_REASON: Final = 300
 
 _LENGTH: Final = 4
@@ -285,52 +281,3 @@ def _decode(decoder: msgspec.msgpack.Decoder[M], frame: bytes) -> M:
         reason = ascii(str(error)[:_LONGEST_REASON])[1:-1]
         msg = f"not a message of this protocol: {reason}"
         raise ProtocolError(msg) from None
-
-
-# ---------------------------------------------------------------------------- errors
-
-#: What bad arguments raise besides the package's own errors.
-_PLAIN: Final[dict[str, type[Exception]]] = {"ValueError": ValueError, "TypeError": TypeError}
-
-
-def pack_error(error: Exception) -> Failed:
-    """Return the reply that an error becomes."""
-    if isinstance(error, JidokaError):
-        return Failed(type(error).__name__, [_packed(fact) for fact in error.args])
-    # Of a class of its own too, as UnicodeError is of ValueError's; and whatever it is made of.
-    name = next((name for name, kind in _PLAIN.items() if isinstance(error, kind)), "ValueError")
-    return Failed(name, [_packed(str(error))])
-
-
-def unpack_error(failed: Failed) -> Exception:
-    """Return the error that a reply stands for.
-
-    Raises:
-        ProtocolError: where it stands for none.
-    """
-    kind = getattr(errors, failed.error, None) or _PLAIN.get(failed.error)
-    if not isinstance(kind, type) or not issubclass(kind, (JidokaError, *_PLAIN.values())):
-        msg = f"no error of this protocol: {failed.error[:80]!r}"
-        raise ProtocolError(msg)
-    facts = [_fact(fact) for fact in failed.facts]
-    try:
-        error: Exception = cast("Any", kind)(*facts)
-    except TypeError:
-        msg = f"{failed.error} is not made of {len(facts)} facts"
-        raise ProtocolError(msg) from None
-    return error
-
-
-def _packed(fact: object) -> object:
-    """Return a fact of an error as a reply has it."""
-    if isinstance(fact, str):
-        # The path to a bad value quotes the keys on it, which a stranger makes as long as a frame.
-        return fact[:_LONGEST_TEXT]
-    return fact.bytes if isinstance(fact, UUID) else fact
-
-
-def _fact(fact: object) -> object:
-    """Return a fact as the error has it: an id as such, a list as a tuple."""
-    if isinstance(fact, bytes) and len(fact) == 16:  # noqa: PLR2004 - an id's bytes
-        return UUID(bytes=fact)
-    return tuple(fact) if isinstance(fact, list) else fact

@@ -12,8 +12,9 @@ from uuid import UUID
 import msgspec
 from msgspec import UNSET, Raw
 
-from . import changes, protocol
+from . import changes
 from .errors import ForkedHandle, JidokaError, RegistryClosed
+from .failed import pack_error
 from .maps import encode_map
 from .protocol import Create, Terminate, Update
 
@@ -55,7 +56,7 @@ class Service:
         try:
             change, fields = self._fields(request)
         except (JidokaError, ValueError, TypeError) as error:
-            return protocol.pack_error(error)
+            return pack_error(error)
         try:
             return self._change(
                 change,
@@ -66,7 +67,7 @@ class Service:
             raise
         except JidokaError as error:
             # And nothing else: of a fault within a commit nobody can say that it changed nothing.
-            return protocol.pack_error(error)
+            return pack_error(error)
 
     def _fields(self, request: Request) -> tuple[Callable[..., Reply], dict[str, Any]]:
         match request:

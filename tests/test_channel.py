@@ -29,6 +29,7 @@ from jidoka_shm import (
     WriterUnavailable,
 )
 from jidoka_shm.asked import Asked
+from jidoka_shm.failed import pack_error
 from jidoka_shm.protocol import (
     PROTOCOL_VERSION,
     Done,
@@ -37,7 +38,6 @@ from jidoka_shm.protocol import (
     Refused,
     Unknown,
     encode,
-    pack_error,
 )
 
 if TYPE_CHECKING:

@@ -40,6 +40,7 @@ from jidoka_shm import (
     link,
 )
 from jidoka_shm.connection import Connection
+from jidoka_shm.failed import pack_error
 from jidoka_shm.protocol import (
     PROTOCOL_VERSION,
     Done,
@@ -48,7 +49,6 @@ from jidoka_shm.protocol import (
     Hello,
     Refused,
     Unknown,
-    pack_error,
 )
 from jidoka_shm.serving import Serving
 from jidoka_shm.writer import TableWriter

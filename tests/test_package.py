@@ -48,6 +48,7 @@ PURE = (
     "rules",
     "registry",
     "protocol",
+    "failed",
     "once",
 )
 ORDER = (

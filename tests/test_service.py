@@ -18,6 +18,7 @@ from support import at, make_registry, make_writer
 from jidoka_shm import errors, processes, service
 from jidoka_shm.control import Identity
 from jidoka_shm.errors import ForkedHandle, RegistryClosed
+from jidoka_shm.failed import unpack_error
 from jidoka_shm.layout import ROOM_TO_END, SLOT_HEADER_SIZE
 from jidoka_shm.once import OnceOnly
 from jidoka_shm.protocol import (
@@ -28,7 +29,6 @@ from jidoka_shm.protocol import (
     Request,
     decode_request,
     encode,
-    unpack_error,
 )
 from jidoka_shm.service import Service
 
