@@ -16,7 +16,15 @@ from uuid import UUID
 
 from .errors import ForkedHandle, RegistryClosed
 from .logs import log
-from .protocol import Failed, FrameBuffer, ProtocolError, Refused, decode_request, encode
+from .protocol import (
+    Failed,
+    FrameBuffer,
+    ProtocolError,
+    Refused,
+    Resize,
+    decode_request,
+    encode,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -168,13 +176,21 @@ class Accepted(asyncio.BufferedProtocol):
     def _answer_and_log(self, request: Request) -> Reply:
         reply = self._server.answer(request)
         if type(reply) is Failed:
+            self._log_refused(request, reply.error)
+        return reply
+
+    def _log_refused(self, request: Request, error: str) -> None:
+        name, pid = self._server.name, self.pid
+        extra = {"registry": name, "client_pid": pid, "error": error}
+        if isinstance(request, Resize):
+            text = "registry %r: process %d: no resize to %d sessions: %s"
+            extra |= {"capacity": request.capacity}
+            log.debug(text, name, pid, request.capacity, error, extra=extra)
+        else:
             kind, session_id = type(request).__name__.lower(), str(UUID(bytes=request.session_id))
             text = "registry %r: process %d: no %s of session %s: %s"
-            extra = {"registry": self._server.name, "client_pid": self.pid}
-            extra |= {"session_id": session_id, "error": reply.error}
-            name = self._server.name
-            log.debug(text, name, self.pid, kind, session_id, reply.error, extra=extra)
-        return reply
+            extra |= {"session_id": session_id}
+            log.debug(text, name, pid, kind, session_id, error, extra=extra)
 
     def _refuse(self, reason: str) -> None:
         self._is_busy = False

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Mapping, Sequence
 
-    from .calls import Call
+    from .calls import Call, Resizing
     from .errors import JidokaError
     from .protocol import Again, Reply
     from .reads import SessionReads
@@ -47,7 +47,7 @@ class Asked(Batch):
     def __init__(
         self,
         reader: SessionReads,
-        calls: Sequence[Call],
+        calls: Sequence[Call | Resizing],
         settled: asyncio.Future[None],
         deadline: float,
     ) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from .batch import Outcome
-    from .calls import Call
+    from .calls import Call, Resizing
     from .maps import Map
     from .session import Session, SessionStatus
 
@@ -69,7 +69,9 @@ class AsyncSessionClient(AttachedReads):
 
         Args:
             name: the registry's name.
-            timeout: how long a call may take, in seconds: ``async with``, and each change.
+            timeout: how long a call may take, in seconds: ``async with``, and each change. A
+                change waits its turn within it: while the registry moves to another table, each
+                does.
             cache_size: how many look-ups to keep; 0 keeps none.
 
         Raises:
@@ -171,6 +173,15 @@ class AsyncSessionClient(AttachedReads):
         """
         await self._change(calls.to_terminate(session_id, error))
 
+    async def resize(self, capacity: int, slot_size: int | None = None) -> None:
+        """Move all sessions to a table of another size, larger or smaller; readers follow.
+
+        What is asked for after it waits for it. Arguments and errors are those of
+        ``SessionClient.resize``, and as for ``create_session``; so is what a lost connection and
+        ``timeout`` mean. One that is cancelled once it was sent is made all the same.
+        """
+        await self._change(calls.to_resize(capacity, slot_size))
+
     def pipeline(self) -> AsyncPipeline:
         """Return a pipeline: its changes go to the service in one round trip.
 
@@ -183,13 +194,13 @@ class AsyncSessionClient(AttachedReads):
         """
         return AsyncPipeline(self._deliver)
 
-    async def _change(self, call: Call) -> Any:  # noqa: ANN401 - what the call's method returns
+    async def _change(self, call: Call | Resizing) -> Any:  # noqa: ANN401 - what the call's method returns
         (outcome,) = await self._deliver((call,))
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
-    async def _deliver(self, asked_for: Sequence[Call]) -> list[Outcome]:
+    async def _deliver(self, asked_for: Sequence[Call | Resizing]) -> list[Outcome]:
         if not asked_for:
             return []
         channel = self._channel

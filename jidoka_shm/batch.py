@@ -9,6 +9,7 @@ made                            where its id stands in the session's record, in 
                                 the client reads itself or in the answer of any later writer
 made                            for a session whose id this client made, where it is there
 made                            a terminate, where the session is terminated, or was removed since
+made                            a resize, where the registry has that size, whoever gave it that
 not made                        where the session did not change since
 unknown, and an error saying so where somebody changed the session since, or it is gone; where
                                 another registry took the name; where no writer comes in time
@@ -23,19 +24,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec.structs import replace
 
+from .calls import Call, Resizing
 from .errors import JidokaError, SessionExists, WriterUnavailable
 from .failed import unpack_error
-from .protocol import (
-    Again,
-    Create,
-    Done,
-    Failed,
-    ProtocolError,
-    Terminate,
-    Unknown,
-    Update,
-    encode,
-)
+from .protocol import Again, Create, Done, Failed, ProtocolError, Terminate, Unknown, Update, encode
 from .session import SessionStatus
 from .slots import unpack_slot
 
@@ -43,9 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
-    from .calls import Call
     from .control import ControlReader
-    from .protocol import Reply
+    from .protocol import Reply, Resize
     from .reads import SessionReads
     from .session import Session
 
@@ -68,7 +59,7 @@ class Batch:
     #: What they were sent to.
     _instance: UUID | None = None
 
-    def __init__(self, reader: SessionReads, calls: Sequence[Call]) -> None:
+    def __init__(self, reader: SessionReads, calls: Sequence[Call | Resizing]) -> None:
         """Prepare; nothing is sent yet.
 
         Args:
@@ -128,24 +119,20 @@ class Batch:
         call = self.calls[len(self.outcomes)]
         outcome: Outcome
         try:
-            if type(reply) is not Done:
-                outcome = self._not_done(call, reply)
-            elif type(call.request) is Update:
-                outcome = unpack_slot(reply.record, call.session_id)
-            else:
-                outcome = call.session_id if type(call.request) is Create else None
+            outcome = _result(call, reply) if type(reply) is Done else self._not_done(call, reply)
         except (JidokaError, ProtocolError) as error:
-            reason = str(error)
-            outcome = WriterUnavailable(self._reader.name, outcome_unknown=True, reason=reason)
+            outcome = self._unknown(str(error))
         self.outcomes.append(outcome)
 
-    def _not_done(self, call: Call, reply: Reply) -> Outcome:
+    def _not_done(self, call: Call | Resizing, reply: Reply) -> Outcome:
         if type(reply) is Failed:
             error = unpack_error(reply)
             # Sent again, it was this very request that made it: nobody else knows that id.
             again = len(self.outcomes) < self.sent
-            taken = again and call.own_id and isinstance(error, SessionExists)
-            return call.session_id if taken else error
+            taken = again and isinstance(error, SessionExists)
+            if taken and isinstance(call, Call) and call.own_id:
+                return call.session_id
+            return error
         if type(reply) is Unknown:
             return self._from_memory(call, None)
         msg = f"a {type(reply).__name__} in a reply's place"
@@ -160,8 +147,10 @@ class Batch:
                 outcome = type(error)(*error.args)
             self.outcomes.append(outcome)
 
-    def _from_memory(self, call: Call, reason: str | None) -> Outcome:
+    def _from_memory(self, call: Call | Resizing, reason: str | None) -> Outcome:
         """Return what a change that was sent came to, as far as the memory says."""
+        if isinstance(call, Resizing):
+            return None if self._has_size(call.request) else self._unknown(reason)
         if isinstance(call.request, Terminate) and self._has_ended(call):
             return None
         session = self._visible(call)
@@ -171,7 +160,23 @@ class Batch:
                 return call.session_id
             if made:
                 return session if isinstance(call.request, Update) else None
+        return self._unknown(reason)
+
+    def _unknown(self, reason: str | None) -> WriterUnavailable:
         return WriterUnavailable(self._reader.name, outcome_unknown=True, reason=reason)
+
+    def _has_size(self, asked: Resize) -> bool:
+        """Return whether the registry has the size that a resize asks for."""
+        try:
+            # A writer that died in the middle of it may not have told readers of the next table.
+            self._reader.refresh()
+            found = self._reader.stats()
+        except JidokaError:
+            return False
+        # Another registry's size says nothing of this one.
+        is_same = found.instance == self._instance
+        size = found.slot_size if asked.slot_size is None else asked.slot_size
+        return is_same and (found.capacity, found.slot_size) == (asked.capacity, size)
 
     def _has_ended(self, call: Call) -> bool:
         """Return whether a session has ended or is gone, which is all that a terminate asks for.
@@ -189,11 +194,22 @@ class Batch:
         is_same = view.identity[0] == self._instance
         return is_same and view.control.removals != self._before.removed
 
-    def _visible(self, call: Call) -> Session | None:
+    def _visible(self, call: Call | Resizing) -> Session | None:
         """Return the session that a change is of, where it is there to be read."""
+        if isinstance(call, Resizing):
+            return None
         with contextlib.suppress(JidokaError):
             return self._reader.get(call.session_id)
         return None
+
+
+def _result(call: Call | Resizing, done: Done) -> Outcome:
+    """Return what the method returns that asked for what is done."""
+    if isinstance(call, Resizing):
+        return None
+    if type(call.request) is Update:
+        return unpack_slot(done.record, call.session_id)
+    return call.session_id if type(call.request) is Create else None
 
 
 def how_it_is(control: ControlReader) -> Again:

@@ -14,13 +14,13 @@ from msgspec import Raw
 from . import changes
 from .arguments import parse_session_id
 from .errors import RecordTooLarge
-from .protocol import MAX_RECORD, Create, Fields, Terminate, Update
+from .protocol import MAX_RECORD, Create, Fields, Resize, Terminate, Update
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from .control import Identity
-    from .protocol import Owner, Request
+    from .protocol import Owner, SessionRequest
 
 
 #: What a heartbeat changes.
@@ -28,7 +28,7 @@ _NOTHING: Final = Fields()
 
 
 class Call(NamedTuple):
-    """One change that is asked for.
+    """One change of a session that is asked for.
 
     Attributes:
         request: what is sent.
@@ -36,9 +36,19 @@ class Call(NamedTuple):
         own_id: whether that id was made for this call, so that nobody else can have used it.
     """
 
-    request: Request
+    request: SessionRequest
     session_id: UUID
     own_id: bool = False
+
+
+class Resizing(NamedTuple):
+    """One resize that is asked for.
+
+    Attributes:
+        request: what is sent.
+    """
+
+    request: Resize
 
 
 def to_create(
@@ -84,6 +94,11 @@ def to_terminate(session_id: object, error: object) -> Call:
         # As much of it as a request carries; what there is no room for the writer cuts off.
         reason = reason.encode()[:MAX_RECORD].decode(errors="ignore")
     return Call(Terminate(os.urandom(16), None, which.bytes, reason), which)
+
+
+def to_resize(capacity: object, slot_size: object) -> Resizing:
+    """Return the call of ``resize``."""
+    return Resizing(Resize(os.urandom(16), None, *changes.for_resize(capacity, slot_size)))
 
 
 def _to_fields(fields: dict[str, Any]) -> Fields:

@@ -10,9 +10,10 @@ from typing import Any, Final
 from msgspec import UNSET
 
 from . import processes
-from .arguments import check_pid, check_seconds, check_text, check_word
+from .arguments import SLOT_SIZE, check_pid, check_seconds, check_text, check_whole, check_word
 from .control import Identity
 from .errors import OwnerNotAlive
+from .layout import Geometry
 from .maps import encode_map, encode_maps
 from .session import parse_status
 
@@ -57,6 +58,15 @@ def for_update(  # noqa: PLR0913, PLR0917 - one argument a field
 def for_terminate(error: object) -> dict[str, Any]:
     """Return the fields of ``Registry.terminate``."""
     return {"error": None if error is None else check_text("error", error)}
+
+
+def for_resize(capacity: object, slot_size: object) -> tuple[int, int | None]:
+    """Return the two arguments of ``SessionManager.resize``."""
+    sessions = check_whole("capacity", capacity)
+    size = None if slot_size is None else check_whole("slot_size", slot_size)
+    # Any size of a slot that there is will do to look at the capacity.
+    Geometry.for_capacity(sessions, SLOT_SIZE if size is None else size)
+    return sessions, size
 
 
 def known_owner(owner: tuple[int, int, int]) -> Identity:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from uuid import UUID
 
-    from .calls import Call
+    from .calls import Call, Resizing
     from .control import ControlReader
     from .protocol import Reply
     from .reader import AttachedReads
@@ -93,7 +93,7 @@ class Channel:
 
     # ------------------------------------------------------------------ calls
 
-    def ask(self, calls: Sequence[Call]) -> Asked:
+    def ask(self, calls: Sequence[Call | Resizing]) -> Asked:
         """Have changes made; each has its outcome within the timeout.
 
         Raises:

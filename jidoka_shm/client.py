@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from .batch import Outcome
-    from .calls import Call
+    from .calls import Call, Resizing
     from .maps import Map
     from .session import Session, SessionStatus
 
@@ -51,7 +51,8 @@ class SessionClient(SessionReader):
 
         Args:
             name: the registry's name.
-            timeout: how long a call may take, in seconds: this one, and each change.
+            timeout: how long a call may take, in seconds: this one, and each change. A change
+                waits its turn within it: while the registry moves to another table, each does.
             cache_size: how many look-ups to keep; 0 keeps none.
             start: whether to start ``jidoka-shm serve NAME``, detached, where no writer lives:
                 here, waiting until it answers, and at a change. It goes on when this process ends,
@@ -183,6 +184,31 @@ class SessionClient(SessionReader):
         """
         self._change(calls.to_terminate(session_id, error))
 
+    def resize(self, capacity: int, slot_size: int | None = None) -> None:
+        """Move all sessions to a table of another size, larger or smaller; readers follow.
+
+        Both tables are there for a moment. Whatever ``grow`` and ``max_capacity`` say.
+
+        The size that the registry has already is no change. Where the connection is lost, the
+        resize is sent again as every change is, and made once by one writer. A next writer cannot
+        know whether the last one made it: it gives the registry this size, whatever it has by then.
+
+        It takes the longer, the more sessions and the larger tables there are, and ``timeout``
+        holds for it as for every change. Where that is too short, the writer goes on all the same:
+        asking for the same size again waits for it. What others change waits meanwhile, within
+        the ``timeout`` of each; reads do not wait.
+
+        Args:
+            capacity: sessions that fit into it.
+            slot_size: bytes a session, a multiple of 64; as before where it is left out.
+
+        Raises:
+            WriterUnavailable, RegistryClosed: as for ``create_session``.
+            RegistryFull: where its sessions take more room than that, or /dev/shm has none.
+            ValueError, TypeError: for sizes that no table has.
+        """
+        self._change(calls.to_resize(capacity, slot_size))
+
     def pipeline(self) -> Pipeline:
         """Return a pipeline: its changes go to the service in one round trip.
 
@@ -195,13 +221,13 @@ class SessionClient(SessionReader):
         """
         return Pipeline(self._deliver)
 
-    def _change(self, call: Call) -> Any:  # noqa: ANN401 - what the call's method returns
+    def _change(self, call: Call | Resizing) -> Any:  # noqa: ANN401 - what the call's method returns
         (outcome,) = self._deliver((call,))
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
-    def _deliver(self, asked: Sequence[Call]) -> list[Outcome]:
+    def _deliver(self, asked: Sequence[Call | Resizing]) -> list[Outcome]:
         return Delivery(self._link, self, asked, timeout=self._options.timeout).run()
 
     # ------------------------------------------------------------------ the end

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .batch import Outcome
-    from .calls import Call
+    from .calls import Call, Resizing
     from .connection import Connection
     from .link import Link
     from .reads import SessionReads
@@ -30,7 +30,7 @@ class Delivery(Batch):
     _reason: str | None = None
 
     def __init__(
-        self, link: Link, reader: SessionReads, calls: Sequence[Call], *, timeout: float
+        self, link: Link, reader: SessionReads, calls: Sequence[Call | Resizing], *, timeout: float
     ) -> None:
         """Prepare; nothing is sent yet.
 

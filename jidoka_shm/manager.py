@@ -28,9 +28,11 @@ from .arguments import (
 from .errors import RegistryClosed, RegistryFull
 from .layout import Geometry, check_capacity, check_name, check_record_size
 from .logs import log
+from .once import OnceOnly
 from .reactor import Reactor
 from .recovery import Recovery
 from .registry import Registry
+from .service import Service
 from .serving import Serving
 from .watches import Watches
 from .writer import TableWriter
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from .maps import Map
-    from .protocol import Reply
     from .session import Session, SessionStatus
 
 T = TypeVar("T")
@@ -191,21 +192,10 @@ class SessionManager(SessionWrites):
                 log.warning(text, self._name, now.capacity, capacity, str(full), extra=extra)
 
     def _make_serving(self, max_clients: int) -> Serving:
-        name, change = self._name, _weakly(self._change)
-
-        def change_while_alive(*arguments: Any) -> Reply:  # noqa: ANN401 - those of _change
-            reply: Reply | None = change(*arguments)
-            if reply is None:
-                raise RegistryClosed(name, "its manager is gone")
-            return reply
-
-        return Serving(
-            name,
-            control=self._own.control,
-            registry=self._registry,
-            change=change_while_alive,
-            max_clients=max_clients,
-        )
+        name, control = self._name, self._own.control
+        change, resize = _while_alive(name, self._change), _while_alive(name, self.resize)
+        service = Service(OnceOnly(self._registry, control), change, resize)
+        return Serving(name, control=control, answer=service.answer, max_clients=max_clients)
 
     # ------------------------------------------------------------------ changes
 
@@ -320,5 +310,18 @@ def _weakly(method: Callable[..., T]) -> Callable[..., T | None]:
     def call(*arguments: Any) -> T | None:  # noqa: ANN401 - the method's own
         alive = reference()
         return None if alive is None else alive(*arguments)
+
+    return call
+
+
+def _while_alive(name: str, method: Callable[..., T]) -> Callable[..., T]:
+    """Return ``method`` as long as its object lives, then what raises ``RegistryClosed``."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*arguments: Any) -> T:  # noqa: ANN401 - the method's own
+        alive = reference()
+        if alive is None:
+            raise RegistryClosed(name, "its manager is gone")
+        return alive(*arguments)
 
     return call

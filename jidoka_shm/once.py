@@ -21,6 +21,9 @@ the session lives, and changed since        unknown: it may be another one of th
 the session is anything else                it is made now, as above
 ==========================================  =============================================
 
+A resize asks for a size, which the registry may have already: it is made now, and then changes
+nothing where it was made before and the size is the same still.
+
 What this writer did itself it remembers for a while, so mostly only a request that its predecessor
 may have carried out is unknown. What it remembers also answers a request that comes late, after it
 was sent again over another connection, and what a repeated one failed with it fails with again.
@@ -143,6 +146,21 @@ class OnceOnly:
 
         return self._once(self._judge_end, session_id, request, again, make)
 
+    def resize(self, make: Callable[[], object], *, request: bytes, again: Again | None) -> Reply:
+        """Resize the registry by ``make``, unless this writer did so for this request before.
+
+        Args:
+            make: moves it to the size that is asked for, if that is another.
+            request: the request's id, 16 bytes.
+            again: how the registry was when the request was first sent; None the first time.
+        """
+
+        def resize() -> Reply:
+            make()
+            return _NO_RECORD
+
+        return self._replies.get(request) or self._make(request, again, resize)
+
     def _once(
         self,
         judge: Judge,
@@ -152,8 +170,9 @@ class OnceOnly:
         make: Callable[[], Reply],
     ) -> Reply:
         known = self._known(judge, session_id, request, again)
-        if known is not None:
-            return known
+        return known or self._make(request, again, make)
+
+    def _make(self, request: bytes, again: Again | None, make: Callable[[], Reply]) -> Reply:
         try:
             reply = make()
         except JidokaError as error:

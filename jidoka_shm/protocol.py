@@ -125,7 +125,26 @@ class Terminate(Struct, frozen=True, array_like=True, tag="terminate", gc=False)
     error: str | None
 
 
-Request = Create | Update | Terminate
+class Resize(Struct, frozen=True, array_like=True, tag="resize", gc=False):
+    """Move all sessions to a table of another size. Answered by ``Done``, without a record.
+
+    Attributes:
+        request: the id of the request.
+        again: None when it is sent for the first time.
+        capacity: sessions that fit into it.
+        slot_size: bytes a session; None for as many as now.
+    """
+
+    request: Id
+    again: Again | None
+    capacity: Word
+    slot_size: Word | None
+
+
+#: What is asked of one session.
+SessionRequest = Create | Update | Terminate
+
+Request = SessionRequest | Resize
 
 # ---------------------------------------------------------------------------- replies
 

@@ -6,6 +6,7 @@ decoded, each of its bytes may become an object, and a request may have a millio
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -16,14 +17,14 @@ from . import changes
 from .errors import ForkedHandle, JidokaError, RegistryClosed
 from .failed import pack_error
 from .maps import encode_map
-from .protocol import Create, Terminate, Update
+from .protocol import Create, Resize, Terminate, Update
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .control import Identity
     from .once import OnceOnly
-    from .protocol import Owner, Reply, Request
+    from .protocol import Owner, Reply, Request, SessionRequest
 
 _decode: Final = msgspec.msgpack.Decoder().decode
 _decode_pair: Final = msgspec.msgpack.Decoder(tuple[Raw, Raw]).decode
@@ -37,15 +38,22 @@ _decode_id: Final = msgspec.msgpack.Decoder(UUID).decode
 class Service:
     """Carries requests out."""
 
-    def __init__(self, once: OnceOnly, change: Callable[..., Reply]) -> None:
+    def __init__(
+        self,
+        once: OnceOnly,
+        change: Callable[..., Reply],
+        resize: Callable[[int, int | None], object],
+    ) -> None:
         """Take what changes the registry.
 
         Args:
             once: its changes.
             change: calls one of them at this moment, with a session's id and its fields.
+            resize: moves the registry to a table of another size.
         """
         self._once = once
         self._change = change
+        self._resize = resize
 
     def answer(self, request: Request) -> Reply:
         """Carry a request out and return the reply.
@@ -54,22 +62,33 @@ class Service:
             RegistryClosed, ForkedHandle: where no change can be made any more; nothing was.
         """
         try:
-            change, fields = self._fields(request)
+            carry_out = self._checked(request)
         except (JidokaError, ValueError, TypeError) as error:
             return pack_error(error)
         try:
-            return self._change(
-                change,
-                _decode_id(b"\xc4\x10" + request.session_id),
-                {**fields, "request": request.request, "again": request.again},
-            )
+            return carry_out()
         except (RegistryClosed, ForkedHandle):
             raise
         except JidokaError as error:
             # And nothing else: of a fault within a commit nobody can say that it changed nothing.
             return pack_error(error)
 
-    def _fields(self, request: Request) -> tuple[Callable[..., Reply], dict[str, Any]]:
+    def _checked(self, request: Request) -> Callable[[], Reply]:
+        """Return what carries a request out that asks for nothing that cannot be."""
+        if isinstance(request, Resize):
+            return self._checked_resize(request)
+        change, fields = self._fields(request)
+        session_id = _decode_id(b"\xc4\x10" + request.session_id)
+        fields |= {"request": request.request, "again": request.again}
+        return functools.partial(self._change, change, session_id, fields)
+
+    def _checked_resize(self, request: Resize) -> Callable[[], Reply]:
+        sizes = changes.for_resize(request.capacity, request.slot_size)
+        resize = functools.partial(self._resize, *sizes)
+        once = self._once.resize
+        return functools.partial(once, resize, request=request.request, again=request.again)
+
+    def _fields(self, request: SessionRequest) -> tuple[Callable[..., Reply], dict[str, Any]]:
         match request:
             case Create():
                 return self._once.create, self._create_fields(request)

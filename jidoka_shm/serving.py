@@ -7,17 +7,14 @@ from typing import TYPE_CHECKING
 
 from .endpoint import Endpoint
 from .logs import log
-from .once import OnceOnly
 from .server import Server
-from .service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .control import ControlWriter
-    from .protocol import Reply
+    from .protocol import Reply, Request
     from .reactor import Reactor
-    from .registry import Registry
 
 
 class Serving:
@@ -28,8 +25,7 @@ class Serving:
         name: str,
         *,
         control: ControlWriter,
-        registry: Registry,
-        change: Callable[..., Reply],
+        answer: Callable[[Request], Reply],
         max_clients: int,
     ) -> None:
         """Take what it is made of. It is ``start`` that listens.
@@ -37,8 +33,7 @@ class Serving:
         Args:
             name: the registry's name.
             control: its control.
-            registry: its rules.
-            change: makes one change of the registry, at this moment.
+            answer: carries a request out, in the reactor's thread.
             max_clients: how many clients there may be at once.
         """
         self._control = control
@@ -48,7 +43,7 @@ class Serving:
             name,
             self._endpoint,
             instance=control.instance.bytes,
-            answer=Service(OnceOnly(registry, control), change).answer,
+            answer=answer,
             max_clients=max_clients,
         )
 

@@ -138,7 +138,7 @@ class Scripted(Peer):
     def succeed(self) -> None:
         """Be the next writer: one that remembers nothing and knows what the memory holds."""
         once = OnceOnly(self._manager._registry, self._manager._own.control)
-        self._service = Service(once, self._manager._change)
+        self._service = Service(once, self._manager._change, self._manager.resize)
 
     def publish(self) -> None:
         """Say in the control where it listens."""

@@ -28,6 +28,7 @@ from jidoka_shm import (
     OwnerNotAlive,
     RecordTooLarge,
     RegistryClosed,
+    RegistryFull,
     RegistryNotFound,
     SessionExists,
     SessionManager,
@@ -147,6 +148,9 @@ _REFUSED: dict[str, tuple[type[Exception], Callable[[Any], Any]]] = {
     "no id": (InvalidSessionId, lambda h: h.update_session("nonsense")),
     "no map": (InvalidMetadata, lambda h: h.create_session({"a": {1, 2}})),
     "no status": (ValueError, lambda h: h.update_session(UUID(int=1), status="gone")),
+    "no size": (ValueError, lambda h: h.resize(0)),
+    "no size of a slot": (ValueError, lambda h: h.resize(8, 100)),
+    "no number of sessions": (TypeError, lambda h: h.resize(8.0)),
 }
 
 
@@ -167,7 +171,7 @@ def test_a_client_raises_what_a_manager_raises(listening: SessionManager, case: 
 @in_each_loop
 async def test_a_bad_argument_is_refused_before_anything_is_sent(service: Scripted) -> None:
     async with patient(service._manager.name) as client:
-        for case in ("no id", "no map", "no status"):
+        for case in ("no id", "no map", "no status", "no size", "no number of sessions"):
             kind, change = _REFUSED[case]
             with pytest.raises(kind):
                 await change(client)
@@ -181,6 +185,37 @@ async def test_no_time_at_all_is_too_little(service: Scripted) -> None:
             await client.create_session()
         assert not caught.value.outcome_unknown
     assert service.requests == []
+
+
+@in_each_loop
+async def test_a_client_resizes_and_reads_on(listening: SessionManager) -> None:
+    async with AsyncSessionClient(listening.name) as client:
+        sid = await client.create_session({"a": 1})
+        assert await client.resize(8) is None
+        await client.resize(8, 512)
+        await client.resize(4, slot_size=256)
+        stats = client.stats()
+        assert (stats.capacity, stats.slot_size, stats.generation) == (4, 256, 3)
+        assert client[sid] == listening[sid]
+        await client.create_session()
+        with pytest.raises(RegistryFull) as caught:
+            await client.resize(1)
+        assert caught.value.args == (2, 1, "slots")
+
+
+@in_each_loop
+async def test_tasks_change_beside_a_resize(listening: SessionManager) -> None:
+    async with AsyncSessionClient(listening.name) as client:
+        sids = await outcomes([client.create_session({"n": n}) for n in range(20)])
+        changes = [client.update_session(sid, status="active") for sid in sids]
+        changes.insert(10, client.resize(20, 256))
+        assert [getattr(each, "status", each) for each in await outcomes(changes)] == [
+            *["active"] * 10,
+            None,
+            *["active"] * 10,
+        ]
+        assert client.stats().capacity == 20
+        assert {session.status for session in client.values()} == {"active"}
 
 
 # ---------------------------------------------------------------------------- pipelines

@@ -399,7 +399,10 @@ def _calls(setting: Setting, call: str, argument: str) -> list[Callable[[Any], o
         ]
     if call == "resize":
         right = {"capacity": 8}
-        return [lambda value: setting.manager.resize(**right | {argument: value})]
+        return [
+            lambda value: setting.manager.resize(**right | {argument: value}),
+            lambda value: setting.client.resize(**right | {argument: value}),
+        ]
     handles = (setting.manager, setting.reader, setting.client)
     if call == "changes":
         return [functools.partial(_watched, handle, argument) for handle in handles]

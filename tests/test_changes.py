@@ -12,7 +12,7 @@ from msgspec import UNSET
 from tables import json_maps
 
 from jidoka_shm import processes
-from jidoka_shm.changes import for_create, for_terminate, for_update
+from jidoka_shm.changes import for_create, for_resize, for_terminate, for_update
 from jidoka_shm.control import Identity
 from jidoka_shm.errors import InvalidMetadata, OwnerNotAlive
 from jidoka_shm.session import SessionStatus
@@ -220,3 +220,43 @@ def test_a_reason_that_utf8_cannot_carry_is_refused() -> None:
 def test_a_reason_of_another_type_is_refused(error: object) -> None:
     with pytest.raises(TypeError, match=r"^error is of type "):
         for_terminate(error)
+
+
+# ---------------------------------------------------------------------------- a resize
+
+
+class Whole:
+    """A whole number of another type, as numpy has them."""
+
+    def __index__(self) -> int:
+        return 256
+
+
+@pytest.mark.parametrize("slot_size", [None, 256, Whole()])
+@pytest.mark.parametrize("capacity", [256, Whole()])
+def test_a_size_is_two_whole_numbers(capacity: object, slot_size: object) -> None:
+    found = for_resize(capacity, slot_size)
+    assert found == (256, None if slot_size is None else 256)
+    assert [type(each) for each in found] == [int, type(None) if slot_size is None else int]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "error"),
+    [
+        ((0, None), ValueError),
+        ((-1, None), ValueError),
+        ((1 << 64, None), ValueError),
+        ((8, 0), ValueError),
+        ((8, 100), ValueError),
+        ((8, 1 << 64), ValueError),
+        (("8", None), TypeError),
+        ((None, 512), TypeError),
+        ((True, None), TypeError),
+        ((8, 512.0), TypeError),
+    ],
+)
+def test_a_size_that_no_table_has_is_refused(
+    sizes: tuple[object, object], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        for_resize(*sizes)

@@ -637,6 +637,67 @@ def _lose(service: Scripted, answered: int, applied: int) -> Callable[[Request],
 
 @each_loop
 @pytest.mark.parametrize(
+    ("answered", "applied"), [(0, 0), (0, 2), (1, 2), (0, 3), (2, 3), (0, 4), (3, 4)]
+)
+def test_a_resize_among_changes_is_made_and_keeps_none_from_being_known(
+    service: Scripted, new_loop: NewLoop, answered: int, applied: int
+) -> None:
+    """Wherever the connection is lost, and whatever was carried out by then."""
+
+    async def main() -> None:
+        async with patient(service) as client:
+            sids = await outcomes([client.create_session() for _ in range(2)])
+            service.act = _lose(service, answered, applied)
+            calls = [client.update_session(sid, metadata={"n": 1}) for sid in sids]
+            calls.insert(1, client.resize(100))
+            calls.insert(3, client.resize(200, 256))
+            first, small, second, large = await outcomes(calls)
+            assert [first.metadata, second.metadata] == [{"n": 1}] * 2
+            assert (small, large) == (None, None)
+            stats = client.stats()
+            assert (stats.capacity, stats.slot_size, stats.version) == (200, 256, 4)
+            assert [client[sid] for sid in sids] == [first, second]
+
+    run(main(), new_loop)
+
+
+@in_each_loop
+async def test_without_a_writer_the_size_tells_whether_a_resize_was_made(
+    service: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(request: Request) -> None:
+        if request.capacity == 8:
+            service.apply(request)
+        service.stop_listening()
+        monkeypatch.setattr(AsyncSessionClient, "writer_alive", False)
+
+    async with patient(service) as client:
+        service.act = end
+        await client.resize(8)
+        assert client.stats().capacity == 8
+        monkeypatch.undo()
+        service.listen_again()
+        with pytest.raises(WriterUnavailable) as caught:
+            await client.resize(9)
+        assert caught.value.outcome_unknown
+
+
+@in_each_loop
+async def test_a_resize_that_is_cancelled_is_made_all_the_same(service: Scripted) -> None:
+    gate = Gate(service)
+    service.act = first_only(service, gate)
+    async with patient(service) as client:
+        resizing = asyncio.create_task(client.resize(8))
+        await until(gate.asked.is_set)
+        await cancelled(resizing)
+        later = asyncio.create_task(client.create_session())
+        gate.open()
+        assert await later in client
+        assert client.stats().capacity == 8
+
+
+@each_loop
+@pytest.mark.parametrize(
     ("answered", "applied"), [(a, b) for b in range(6) for a in range(max(b, 1))]
 )
 def test_only_what_another_call_has_replaced_cannot_be_told(

@@ -38,6 +38,7 @@ from jidoka_shm import (
     WriterUnavailable,
     calls,
     link,
+    seqlock,
 )
 from jidoka_shm.connection import Connection
 from jidoka_shm.failed import pack_error
@@ -188,6 +189,10 @@ _REFUSED: dict[str, tuple[type[Exception], Callable[[Any], object]]] = {
     "no time": (ValueError, lambda h: h.update_session(UUID(int=1), ttl=0)),
     "no text": (ValueError, lambda h: h.terminate_session(UUID(int=1), "\ud800")),
     "no version": (ValueError, lambda h: h.update_session(UUID(int=1), expected_version=-1)),
+    "more than the size": (RegistryFull, lambda h: h.resize(1)),
+    "no size": (ValueError, lambda h: h.resize(0)),
+    "no size of a slot": (ValueError, lambda h: h.resize(8, 100)),
+    "no number of sessions": (TypeError, lambda h: h.resize("8")),
 }
 
 
@@ -234,7 +239,8 @@ def test_a_new_session_that_outgrows_its_slot_is_too_large(listening: SessionMan
 def test_a_bad_argument_is_refused_before_anything_is_sent(
     client: SessionClient, service: Scripted
 ) -> None:
-    for kind, change in (_REFUSED["no map"], _REFUSED["no id to end"], _REFUSED["no status"]):
+    for case in ("no map", "no id to end", "no status", "no size", "no size of a slot"):
+        kind, change = _REFUSED[case]
         with pytest.raises(kind):
             change(client)
     assert service.requests == []
@@ -829,6 +835,277 @@ def test_a_reply_that_makes_no_sense_leaves_its_outcome_unknown(
         client.update_session(sid)
     assert caught.value.outcome_unknown
     assert caught.value.reason
+
+
+# ---------------------------------------------------------------------------- a resize
+
+
+def size_of(handle: SessionReader) -> tuple[int, int, int]:
+    """Return capacity, slot size and generation."""
+    handle.refresh()
+    stats = handle.stats()
+    return stats.capacity, stats.slot_size, stats.generation
+
+
+def test_a_client_resizes_and_reads_on(listening: SessionManager) -> None:
+    with SessionClient(listening.name) as client, SessionReader(listening.name) as reader:
+        sid = client.create_session({"a": 1})
+        assert client.resize(100) is None
+        for generation, sizes in enumerate(((2,), (2, 256), (7, 1024)), start=3):
+            client.resize(*sizes)
+            expected = (*sizes, 512)[:2]
+            for handle in (client, reader, listening):
+                assert size_of(handle) == (*expected, generation)
+                assert handle[sid].metadata == {"a": 1}
+                assert handle.check() == []
+        client.update_session(sid, status="active")
+        assert reader[sid].status == "active"
+
+
+def test_the_size_that_it_has_is_no_change(listening: SessionManager) -> None:
+    with SessionClient(listening.name) as client:
+        client.resize(64)
+        client.resize(64, 512)
+        assert size_of(client) == (64, 512, 1)
+
+
+@each_loss
+def test_a_lost_connection_leaves_a_resize_made_once(
+    client: SessionClient, service: Scripted, loss: Callable[..., Any]
+) -> None:
+    sid = client.create_session()
+    service.act = loss(service)
+    client.resize(8, 256)
+    assert size_of(client) == (8, 256, 2)
+    assert list(client) == [sid]
+    _, first, again = service.requests
+    assert (first.again, again.again.version) == (None, 1)
+    assert replace(again, again=None) == first
+
+
+@pytest.mark.parametrize(("successor", "found"), [(False, (16, 512, 3)), (True, (8, 512, 4))])
+def test_a_resize_that_another_one_followed_is_made_again_by_a_next_writer_alone(
+    client: SessionClient,
+    service: Scripted,
+    manager: SessionManager,
+    *,
+    successor: bool,
+    found: tuple[int, int, int],
+) -> None:
+    """The writer that made it knows so; the next one gives the registry the size asked for."""
+
+    def make_and_lose(request: Request) -> None:
+        service.apply(request)
+        manager.resize(16)
+        if successor:
+            service.succeed()
+
+    service.act = first_only(service, make_and_lose)
+    client.resize(8)
+    assert size_of(client) == found
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_without_a_writer_the_size_tells_whether_a_resize_was_made(
+    client: SessionClient, service: Scripted, monkeypatch: pytest.MonkeyPatch, *, made: bool
+) -> None:
+    client.create_session()
+
+    def end(request: Request) -> None:
+        if made:
+            service.apply(request)
+        service.stop_listening()
+        monkeypatch.setattr(SessionClient, "writer_alive", False)
+
+    service.act = end
+    if made:
+        client.resize(8)
+        assert size_of(client) == (8, 512, 2)
+    else:
+        with taking_less_than(AT_ONCE), pytest.raises(WriterUnavailable) as caught:
+            client.resize(8)
+        assert caught.value.outcome_unknown
+        assert size_of(client) == (64, 512, 1)
+
+
+def test_a_resize_that_a_death_cut_short_behind_its_commit_is_made(
+    client: SessionClient, service: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No word of the old table says so, and the next writer goes on in the new one."""
+    client.create_session()
+
+    def die(*_: object) -> None:
+        raise InterruptedError
+
+    def end(request: Request) -> None:
+        monkeypatch.setattr(seqlock, "give_up", die)
+        with pytest.raises(InterruptedError):
+            service.apply(request)
+        service.stop_listening()
+        monkeypatch.setattr(SessionClient, "writer_alive", False)
+
+    service.act = end
+    client.resize(8)
+    monkeypatch.undo()
+    assert size_of(client) == (8, 512, 2)
+
+
+@pytest.mark.usefixtures("_removed")
+def test_without_a_service_nothing_is_resized(name: str) -> None:
+    with server(name) as script, SessionClient(name, timeout=60) as client:
+        client.create_session()
+        script.kill()
+        with taking_less_than(AT_ONCE), pytest.raises(WriterUnavailable) as caught:
+            client.resize(8)
+        assert not caught.value.outcome_unknown
+        assert size_of(client) == (64, 512, 1)
+        with server(name):
+            client.resize(8)
+            assert size_of(client) == (8, 512, 2)
+
+
+def test_another_registry_of_the_size_is_not_the_one_that_was_resized(
+    name: str, tmp_path: Path
+) -> None:
+    with SessionManager(name) as first, SessionClient(name, timeout=60) as client:
+        with Scripted(first, tmp_path / "1") as service:
+            seconds: list[SessionManager] = []
+
+            def replace_it(_: Request) -> None:
+                service.stop_listening()
+                first.unlink()
+                seconds.append(SessionManager(name, capacity=8, listen=True))
+
+            service.act = replace_it
+            with pytest.raises(WriterUnavailable) as caught:
+                client.resize(8)
+            assert caught.value.outcome_unknown
+            assert caught.value.reason == "another registry has its name now"
+        (second,) = seconds
+        second.unlink()
+
+
+@pytest.mark.usefixtures("_removed")
+def test_clients_and_a_reader_go_on_beside_resizes(name: str) -> None:
+    """Two clients change and a reader reads while a third one resizes, again and again."""
+    with server(name) as script, SessionReader(name, verify=True) as reader:
+        ended = threading.Event()
+        made: dict[UUID, int] = {}
+        failed: list[BaseException] = []
+
+        def change() -> None:
+            with SessionClient(name, timeout=60) as client:
+                sid, count = client.create_session({"n": 0}), 0
+                while not ended.is_set():
+                    count += 1
+                    assert client.update_session(sid, metadata={"n": count}).metadata["n"] == count
+                    assert client[sid].metadata == {"n": count}
+                    made[sid] = count
+
+        def read() -> None:
+            wait_until(lambda: len(made) == 2)
+            last = dict.fromkeys(made, 0)
+            while not ended.is_set():
+                found = {session.session_id: session for session in reader.list_sessions()}
+                assert found.keys() == last.keys()
+                for sid in last:
+                    seen = reader[sid].metadata["n"]
+                    assert last[sid] <= found[sid].metadata["n"] <= seen
+                    last[sid] = seen
+
+        def work(what: Callable[[], None]) -> None:
+            try:
+                what()
+            except BaseException as error:  # noqa: BLE001 - the test's own thread raises it
+                failed.append(error)
+
+        threads = [threading.Thread(target=work, args=(what,)) for what in (change, change, read)]
+        for thread in threads:
+            thread.start()
+        try:
+            with SessionClient(name, timeout=60) as client:
+                wait_until(lambda: failed or len(made) == 2)
+                for number in range(30):
+                    before = dict(made)
+                    client.resize(*((8, 256), (500, 1024), (3, 512))[number % 3])
+                    wait_until(lambda b=before: failed or all(made[sid] > b[sid] for sid in b))
+                    assert failed == []
+        finally:
+            ended.set()
+            for thread in threads:
+                thread.join()
+        assert failed == []
+        assert {sid: reader[sid].metadata["n"] for sid in made} == made
+        assert size_of(reader) == (3, 512, 31)
+        script.kill()
+
+
+class Held:
+    """Resizes of a manager that wait, once they have begun, until a test lets them go on."""
+
+    def __init__(self, manager: SessionManager, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.may_end = threading.Event(), threading.Event()
+        move = manager._move
+
+        def wait(*given: Any) -> None:  # noqa: ANN401 - the manager's own
+            self.begun.set()
+            assert self.may_end.wait(60)
+            move(*given)
+
+        monkeypatch.setattr(manager, "_move", wait)
+
+
+def test_what_waits_for_a_resize_is_made_after_it_and_reads_wait_for_nothing(
+    listening: SessionManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody takes the writer for gone: not who asks for the first time, nor who has a service."""
+    held, name = Held(listening, monkeypatch), listening.name
+    with SessionClient(name, timeout=60) as client, SessionClient(name, timeout=60) as other:
+        sid = client.create_session()
+        results: list[object] = []
+        changes = (
+            lambda: client.update_session(sid, metadata={"a": 1}),
+            lambda: other.create_session({"b": 1}),
+            lambda: SessionClient(name, timeout=60, start=True).resize(16),
+        )
+        resizing = threading.Thread(target=lambda: client.resize(8))
+        resizing.start()
+        try:
+            assert held.begun.wait(30)
+            threads = [threading.Thread(target=lambda c=c: results.append(c())) for c in changes]
+            for thread in threads:
+                thread.start()
+            # A client whose time is over first; the others have theirs meanwhile.
+            with SessionClient(name, timeout=0.3) as hasty, pytest.raises(WriterUnavailable):
+                hasty.update_session(sid)
+            assert (results, client[sid].metadata, len(other)) == ([], {}, 1)
+            assert size_of(other) == (64, 512, 1)
+        finally:
+            held.may_end.set()
+            resizing.join()
+        for thread in threads:
+            thread.join()
+        assert len(results) == 3
+        assert (client[sid].metadata, len(client)) == ({"a": 1}, 2)
+        assert size_of(client) == (16, 512, 3)
+
+
+def test_a_resize_that_takes_longer_than_its_client_waits_is_made_once(
+    listening: SessionManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks for the same size again waits for it."""
+    held = Held(listening, monkeypatch)
+    with SessionClient(listening.name, timeout=0.3) as hasty:
+        with pytest.raises(WriterUnavailable) as caught:
+            hasty.resize(8)
+        assert caught.value.outcome_unknown
+        assert caught.value.reason == "no answer within 0.3 s"
+    goes_on = threading.Timer(0.3, held.may_end.set)
+    goes_on.start()
+    with SessionClient(listening.name, timeout=60) as client:
+        client.resize(8)
+        assert size_of(client) == (8, 512, 2)
+    goes_on.join()
 
 
 # ---------------------------------------------------------------------------- deadlines

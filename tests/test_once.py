@@ -23,6 +23,7 @@ from jidoka_shm import once as once_module
 from jidoka_shm.errors import (
     IllegalTransition,
     JidokaError,
+    RegistryFull,
     SessionExists,
     SessionNotFound,
     VersionConflict,
@@ -30,7 +31,7 @@ from jidoka_shm.errors import (
 from jidoka_shm.layout import SLOT_HEADER
 from jidoka_shm.maps import encode_map, encode_maps
 from jidoka_shm.once import OnceOnly
-from jidoka_shm.protocol import Again, Done, Reply, Unknown
+from jidoka_shm.protocol import Again, Done, Failed, Reply, Unknown
 from jidoka_shm.registry import Registry
 from jidoka_shm.session import Session, SessionStatus
 from jidoka_shm.slots import make_session, pack_slot
@@ -145,6 +146,22 @@ def _record(reply: Reply) -> Session:
     assert isinstance(reply, Done)
     head = SLOT_HEADER.unpack_from(reply.record)[:7]
     return make_session(UUID(bytes=head[0]), (head, reply.record[SLOT_HEADER.size :]))
+
+
+class Size:
+    """What is resized, and how often; what does not fit is refused."""
+
+    def __init__(self) -> None:
+        self.moves: list[int] = []
+
+    def to(self, capacity: int) -> Callable[[], None]:
+        def move() -> None:
+            if capacity < 2:
+                raise RegistryFull(2, capacity, "slots")
+            if self.moves[-1:] != [capacity]:
+                self.moves.append(capacity)
+
+        return move
 
 
 # ---------------------------------------------------------------------------- the table's rows
@@ -354,6 +371,45 @@ def _damage(service: Service, key: UUID) -> None:
     _, word, _ = service.registry.table.look_up(key)
     start = service.writer.slots.offset(word & 0xFFFFFF)
     service.writer.slots.memory[start + 24] ^= 0xFF
+
+
+# ---------------------------------------------------------------------------- a resize
+
+
+def test_a_resize_is_made_once_by_the_writer_that_made_it(service: Service) -> None:
+    """Though the registry has got another size since; nor does one that comes late undo that."""
+    size, again = Size(), service.again()
+    assert service.once.resize(size.to(8), request=R, again=None) == Done(b"")
+    assert service.once.resize(size.to(16), request=R2, again=None) == Done(b"")
+    for repeated in (again, None):
+        assert service.once.resize(size.to(8), request=R, again=repeated) == Done(b"")
+    assert size.moves == [8, 16]
+
+
+def test_the_next_writer_gives_the_registry_the_size_that_a_repeated_resize_asks_for(
+    service: Service,
+) -> None:
+    size, again = Size(), service.again()
+    service.once.resize(size.to(8), request=R, again=None)
+    service.take_over()
+    assert service.once.resize(size.to(8), request=R, again=again) == Done(b"")
+    assert size.moves == [8]
+    service.once.resize(size.to(16), request=R2, again=None)
+    service.take_over()
+    assert service.once.resize(size.to(8), request=R, again=again) == Done(b"")
+    assert size.moves == [8, 16, 8]
+
+
+def test_what_a_repeated_resize_failed_with_it_fails_with_when_the_first_comes_late(
+    service: Service,
+) -> None:
+    size, again = Size(), service.again()
+    with pytest.raises(RegistryFull):
+        service.once.resize(size.to(1), request=R, again=again)
+    # By now there is room.
+    late = service.once.resize(size.to(2), request=R, again=None)
+    assert late == Failed("RegistryFull", [2, 1, "slots"])
+    assert size.moves == []
 
 
 # ---------------------------------------------------------------------------- any history

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import platform
 import re
 import tomllib
@@ -374,6 +375,16 @@ def test_public_names_are_sorted_and_can_be_imported() -> None:
         value = getattr(jidoka_shm, name)
         assert value.__name__ == name
         assert value.__doc__
+
+
+@pytest.mark.parametrize(
+    "method", ["create_session", "update_session", "terminate_session", "resize"]
+)
+def test_each_way_of_writing_takes_the_same_arguments(method: str) -> None:
+    signature = inspect.signature(getattr(jidoka_shm.SessionManager, method))
+    for kind in (jidoka_shm.SessionClient, jidoka_shm.AsyncSessionClient):
+        assert inspect.signature(getattr(kind, method)) == signature
+    assert inspect.iscoroutinefunction(getattr(jidoka_shm.AsyncSessionClient, method))
 
 
 def test_type_checkers_see_the_public_names_where_they_are() -> None:

@@ -28,6 +28,7 @@ from jidoka_shm.protocol import (
     Refused,
     Reply,
     Request,
+    Resize,
     Terminate,
     Unknown,
     Update,
@@ -78,8 +79,12 @@ GOLDEN: dict[str, tuple[Request | Reply, str]] = {
             "c41000112233445566778899aabbccddeeff a46c617465"
         ),
     ),
+    "resize": (
+        Resize(REQUEST, Again(3, 4), 1000, None),
+        "21000000 95 a6726573697a65 c410000102030405060708090a0b0c0d0e0f 920304 cd03e8 c0",
+    ),
 }
-REQUESTS = {"create", "update", "terminate"}
+REQUESTS = {"create", "update", "terminate", "resize"}
 
 
 def _golden(kind: str) -> bytes:
@@ -281,6 +286,16 @@ def test_a_damaged_message_is_a_message_or_a_protocol_error(kind: str, data: st.
         ["create", REQUEST, None, ID.bytes, [{}, {}], [1, 2], None],
         ["create", REQUEST, None, ID.bytes, [{}, {}], [1, 2, -3], None],
         ["create", REQUEST, None, ID.bytes, [{}, {}], None, 1.5],
+        ["resize", REQUEST[:15], None, 8, None],
+        ["resize", REQUEST, [1], 8, None],
+        ["resize", REQUEST, None, -1, None],
+        ["resize", REQUEST, None, 8.0, None],
+        ["resize", REQUEST, None, True, None],
+        ["resize", REQUEST, None, "8", None],
+        ["resize", REQUEST, None, None, 512],
+        ["resize", REQUEST, None, 8, -1],
+        ["resize", REQUEST, None, 8, b"512"],
+        ["resize", REQUEST, None, 8],
     ],
 )
 def test_a_field_of_another_type_is_refused(fields: list[object]) -> None:

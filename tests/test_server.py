@@ -118,6 +118,23 @@ def test_a_thousand_requests_in_one_piece_are_answered_in_order(service: Session
         assert service.get_session_info(KEY).metadata == {"n": 999}
 
 
+def test_a_resize_comes_after_what_came_before_it_and_before_what_came_after(
+    service: SessionManager, name: str
+) -> None:
+    """In one piece: each request finds the table that those before it made."""
+    new = [UUID(int=number) for number in (2, 3)]
+    with Wire(service) as client, SessionReader(name) as reader:
+        sizes = [wire.resize(1), wire.resize(1), wire.resize(5, 256)]
+        client.send(sizes[0], wire.create(new[0]), *sizes[1:], wire.create(new[1]))
+        replies = [client.reply() for _ in range(5)]
+        stats = reader.stats()
+        # It grew for the first session, and had room for the second.
+        assert (stats.capacity, stats.slot_size, stats.generation) == (5, 256, 4)
+        assert set(reader) == {KEY, *new}
+    full = Failed("RegistryFull", [2, 1, "slots"])
+    assert replies == [Done(b""), Done(b""), full, Done(b""), Done(b"")]
+
+
 def test_what_waits_for_its_turn_is_not_overwritten_by_what_others_send(
     service: SessionManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -644,12 +661,15 @@ def test_at_debug_clients_and_refused_changes_are_told(
     with caplog.at_level(logging.DEBUG, "jidoka_shm"), Wire(service) as client:
         assert isinstance(client.ask(wire.update(KEY)), Done)
         assert isinstance(client.ask(wire.update(UUID(int=7))), Failed)
+        assert isinstance(client.ask(wire.resize(64)), Done)
+        assert isinstance(client.ask(wire.resize(8, 100)), Failed)
         client.__exit__()
         wait_until(lambda: _clients(service) == 0)
     start, pid = f"registry {service.name!r}: process {os.getpid()}", os.getpid()
     assert [record.getMessage() for record in caplog.records] == [
         f"{start} is a client, one of 1",
         f"{start}: no update of session {UUID(int=7)}: SessionNotFound",
+        f"{start}: no resize to 8 sessions: ValueError",
         f"{start} left, clients: 0",
     ]
     assert {(record.registry, record.client_pid) for record in caplog.records} == {

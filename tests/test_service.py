@@ -19,7 +19,7 @@ from jidoka_shm import errors, processes, service
 from jidoka_shm.control import Identity
 from jidoka_shm.errors import ForkedHandle, RegistryClosed
 from jidoka_shm.failed import unpack_error
-from jidoka_shm.layout import ROOM_TO_END, SLOT_HEADER_SIZE
+from jidoka_shm.layout import MAX_CAPACITY, MAX_SLOT_SIZE, ROOM_TO_END, SLOT_HEADER_SIZE
 from jidoka_shm.once import OnceOnly
 from jidoka_shm.protocol import (
     Again,
@@ -48,6 +48,7 @@ class Bench:
     def __init__(self) -> None:
         self.writer = make_writer(max_record_size=512)
         self.registry = make_registry(self.writer)
+        self.sizes: list[tuple[int, int | None]] = []
         self.registry.create(
             KEY, maps=msgspec.msgpack.encode([{"a": 1}, {}]), owner=None, ttl=None, now=NOW
         )
@@ -55,10 +56,14 @@ class Bench:
 
     def succeed(self) -> None:
         """Be the next writer's, that remembers no request."""
-        self._service = Service(OnceOnly(self.registry, self.writer.control), self._change)
+        once = OnceOnly(self.registry, self.writer.control)
+        self._service = Service(once, self._change, self._resize)
 
     def _change(self, change: Callable[..., Reply], key: UUID, fields: dict[str, Any]) -> Reply:
         return change(key, now=NOW, **fields)
+
+    def _resize(self, capacity: int, slot_size: int | None) -> None:
+        self.sizes.append((capacity, slot_size))
 
     def ask(self, request: Request) -> Reply:
         """Answer a request as it comes out of a frame."""
@@ -373,6 +378,49 @@ def test_an_error_of_any_length_ends_a_session(bench: Bench) -> None:
     assert set(session.error) == {"é"}
 
 
+@pytest.mark.parametrize("slot_size", [None, 128, 512, MAX_SLOT_SIZE])
+@pytest.mark.parametrize("capacity", [1, 8, MAX_CAPACITY])
+def test_a_size_that_a_table_can_have_is_asked_of_the_registry(
+    bench: Bench, capacity: int, slot_size: int | None
+) -> None:
+    assert bench.ask(wire.resize(capacity, slot_size)) == Done(b"")
+    assert bench.sizes == [(capacity, slot_size)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "text"),
+    [
+        ((0,), "capacity is 0: it must be 1 to"),
+        ((MAX_CAPACITY + 1,), "it must be 1 to"),
+        ((WORD,), "it must be 1 to"),
+        ((8, 0), "slot_size is 0: it must be a multiple of 64"),
+        ((8, 64), "it must be a multiple of 64 from 128"),
+        ((8, 500), "it must be a multiple of 64"),
+        ((8, MAX_SLOT_SIZE + 64), "it must be a multiple of 64"),
+        ((8, WORD), "it must be a multiple of 64"),
+    ],
+)
+def test_a_size_that_no_table_has_is_refused(
+    bench: Bench, sizes: tuple[int, ...], text: str
+) -> None:
+    error = _refused(bench, wire.resize(*sizes))
+    assert type(error) is ValueError
+    assert text in str(error)
+    assert bench.sizes == []
+
+
+@pytest.mark.parametrize(
+    "error", [errors.RegistryFull(6, 5, "slots"), errors.CorruptRegistry("its slot is bad")]
+)
+def test_what_a_resize_fails_with_is_the_answer(bench: Bench, error: errors.JidokaError) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    bench._service._resize = refuse
+    found = _refused(bench, wire.resize(8))
+    assert (type(found), found.args) == (type(error), error.args)
+
+
 @pytest.mark.parametrize("error", [RegistryClosed("r", "closed"), ForkedHandle("r")])
 def test_a_registry_that_takes_no_change_is_no_answer(error: Exception) -> None:
     def change(*_: object) -> Reply:
@@ -380,9 +428,10 @@ def test_a_registry_that_takes_no_change_is_no_answer(error: Exception) -> None:
 
     bench = Bench()
     bench._change = change  # type: ignore[method-assign]
-    bench._service._change = change
-    with pytest.raises(type(error)):
-        bench.ask(wire.terminate(KEY))
+    bench._service._change = bench._service._resize = change
+    for request in (wire.terminate(KEY), wire.resize(8)):
+        with pytest.raises(type(error)):
+            bench.ask(request)
 
 
 @pytest.mark.parametrize("error", [TypeError, ValueError, KeyError, MemoryError])
@@ -392,7 +441,7 @@ def test_a_fault_within_a_change_is_no_answer(bench: Bench, error: type[Exceptio
     def change(*_: object) -> Reply:
         raise error
 
-    bench._service._change = change
-    for request in (wire.create(NEW), wire.update(KEY), wire.terminate(KEY)):
+    bench._service._change = bench._service._resize = change
+    for request in (wire.create(NEW), wire.update(KEY), wire.terminate(KEY), wire.resize(8)):
         with pytest.raises(error):
             bench.ask(request)

@@ -17,6 +17,7 @@ from jidoka_shm.protocol import (
     Hello,
     Reply,
     Request,
+    Resize,
     Terminate,
     Update,
     decode_reply,
@@ -63,6 +64,17 @@ def terminate(
 ) -> Terminate:
     """Return a request to end a session."""
     return Terminate(request or os.urandom(16), again, key.bytes, error)
+
+
+def resize(
+    capacity: int,
+    slot_size: int | None = None,
+    *,
+    request: bytes | None = None,
+    again: Again | None = None,
+) -> Resize:
+    """Return a request to resize the registry."""
+    return Resize(request or os.urandom(16), again, capacity, slot_size)
 
 
 def frame(body: bytes) -> bytes:
