@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import signal
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -15,8 +16,8 @@ from commands import Command, one_line
 from host import forked, in_child, objects_of, path_of
 from supervised import ROOT, Place
 
-from jidoka_shm import RegistryForbidden, SessionManager, WriterUnavailable
-from jidoka_shm.cli import failures
+from jidoka_shm import RecordTooLarge, RegistryForbidden, SessionManager, WriterUnavailable
+from jidoka_shm.cli import change, failures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -145,6 +146,47 @@ def test_terminate_as_json(command: Command, manager: SessionManager) -> None:
     assert manager[ID].error is None
 
 
+# ---------------------------------------------------------------------------- resize
+
+
+def test_resize_prints_what_the_registry_is_then(command: Command, manager: SessionManager) -> None:
+    before, name = manager[ID], manager.name
+    ended = command("resize", name, "--capacity", 100)
+    text = f"{name} has room for 100 sessions of 512 bytes, in generation 2\n"
+    assert ended == (0, text, "")
+    assert command("resize", name, "--capacity", 100, "--slot-size", 512).out == text
+    ended = command("resize", name, "--capacity", 1, "--slot-size", 1024)
+    assert ended.out == f"{name} has room for 1 sessions of 1024 bytes, in generation 3\n"
+    assert manager[ID] == before
+    stats = manager.stats()
+    assert (stats.capacity, stats.slot_size, stats.generation) == (1, 1024, 3)
+
+
+def test_resize_as_json(command: Command, manager: SessionManager) -> None:
+    found = command("resize", manager.name, "--capacity", 8, "--json").json
+    assert found == {"name": manager.name, "capacity": 8, "slot_size": 512, "generation": 2}
+    text = PAGE[PAGE.index("## `jidoka-shm resize") :].partition("\nJSON: ")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", text)) == set(found)
+
+
+def test_a_resize_has_a_time_of_its_own(
+    command: Command, manager: SessionManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end = threading.Event()
+    monkeypatch.setattr(manager, "_move", lambda *_: may_end.wait(60))
+    monkeypatch.setattr(change, "_RESIZE", 0.2)
+    ended = command("resize", manager.name, "--capacity", 8)
+    may_end.set()
+    one_line(ended, 3, "no answer within 0.2 s; the change may or may not have been made")
+
+
+def test_a_size_that_is_too_small_is_refused(command: Command, manager: SessionManager) -> None:
+    manager.create_session()
+    ended = command("resize", manager.name, "--capacity", 1)
+    one_line(ended, 1, "needs 2 slots, 1 are free", "a larger capacity")
+    assert manager.stats().generation == 1
+
+
 # ---------------------------------------------------------------------------- what fails
 
 
@@ -182,19 +224,30 @@ def test_a_session_that_is_not_there_is_status_1(
         ["update", "NAME", str(ID), "--expected-version", "0"],
         ["terminate", "NAME"],
         ["terminate", "NAME", str(ID), "--error", "\ud800"],
+        ["resize", "NAME"],
+        ["resize", "NAME", "--slot-size", "512"],
+        ["resize", "--capacity", "8"],
+        ["resize", "NAME", "--capacity", "0"],
+        ["resize", "NAME", "--capacity", "-8"],
+        ["resize", "NAME", "--capacity", "many"],
+        ["resize", "NAME", "--capacity", "99999999999999999999"],
+        ["resize", "NAME", "--capacity", "8", "--slot-size", "0"],
+        ["resize", "NAME", "--capacity", "8", "--slot-size", "100"],
+        ["resize", "NAME", "--capacity", "8", "--slot-size", "33554432"],
     ],
 )
 def test_wrong_usage_is_status_2_and_changes_nothing(
     command: Command, manager: SessionManager, arguments: list[str]
 ) -> None:
-    before = manager.version
+    before = manager.version, manager.stats()
     one_line(command(*[manager.name if each == "NAME" else each for each in arguments]), 2)
-    assert manager.version == before
+    assert (manager.version, manager.stats()) == before
 
 
 def _each(name: str) -> list[list[str]]:
     """Return each of the commands."""
-    return [["create", name], ["update", name, str(ID)], ["terminate", name, str(ID)]]
+    changes = [["create", name], ["update", name, str(ID)], ["terminate", name, str(ID)]]
+    return [*changes, ["resize", name, "--capacity", "8"]]
 
 
 def test_a_name_that_reads_as_an_option_is_told_where_to_go(command: Command) -> None:
@@ -210,11 +263,12 @@ def test_a_way_out_is_said_in_the_commands_own_options(command: Command, name: s
 
 
 def _check_ways_out(command: Command, manager: SessionManager) -> None:
-    large = f'{{"a": "{"x" * 600}"}}'
-    one_line(command("create", manager.name, "--metadata", large), 1, "--fresh", "--slot-size")
+    assert "'serve' it with a larger --max-record-size" in failures.end_of(RecordTooLarge(9, 8))[1]
     for _ in range(2):
         manager.create_session()
-    one_line(command("create", manager.name), 1, "0 are free", "a larger --capacity")
+    one_line(
+        command("create", manager.name), 1, "0 are free", "'jidoka-shm resize'", "--max-capacity"
+    )
     assert "--mode 640 or 644" in failures.end_of(RegistryForbidden("n", 5))[1]
     busy = WriterUnavailable("n", reason="512 clients: give it a larger max_clients")
     assert "a larger --max-clients" in failures.end_of(busy)[1]
@@ -283,6 +337,7 @@ def test_the_examples_of_the_page_are_so(command: Command, name: str) -> None:
             )
             ended = command(*words)
             made = made or ended.out.rstrip("\n")
-            assert ended.out + ended.err == printed.replace(str(PAGE_ID), made) + "\n", line
+            printed = printed.replace(str(PAGE_ID), made).replace("agents ", f"{name} ")  # noqa: PLW2901 - as here
+            assert ended.out + ended.err == printed + "\n", line
         manager.unlink()
-    assert len(examples) == 5
+    assert len(examples) == 7

@@ -147,6 +147,7 @@ app.add_command(serve)
 app.add_command(change.create)
 app.add_command(change.update)
 app.add_command(change.terminate)
+app.add_command(change.resize)
 
 
 @app.command()

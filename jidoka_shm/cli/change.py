@@ -1,9 +1,9 @@
-"""The commands that change sessions, through the registry's service."""
+"""The commands that change sessions, and the registry's size, through its service."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
     from .inspection import Json
 
+#: How long a resize may take, in seconds: one of the largest table that there can be takes several
+#: times as long as a client waits by default.
+_RESIZE: Final = 60.0
+
 _metadata = map_option("--metadata", "Its metadata, an object; default: empty.")
 _new_metadata = map_option("--metadata", "Its new metadata, an object that replaces the old.")
 _llm_config = map_option("--llm-config", "Its model configuration, an object; default: empty.")
@@ -45,10 +49,10 @@ _no_ttl = click.option("--no-ttl", is_flag=True, help="It does not expire any mo
 
 
 @contextlib.contextmanager
-def _client(name: str) -> Iterator[SessionClient]:
+def _client(name: str, **options: Any) -> Iterator[SessionClient]:  # noqa: ANN401 - a client's own
     # A client would wait for a registry to appear; the command says at once that there is none.
     open_reader(name).close()
-    with bad_values_are_wrong_usage(), SessionClient(name) as client:
+    with bad_values_are_wrong_usage(), SessionClient(name, **options) as client:
         yield client
 
 
@@ -131,3 +135,36 @@ def terminate(name: str, session_id: UUID, *, error: str | None, as_json: bool) 
         print_json({"name": name, "session_id": str(session_id), "terminated": True})
     else:
         click.echo(f"terminated {session_id}")
+
+
+@click.command()
+@name_argument
+@click.option(
+    "--capacity",
+    type=click.IntRange(min=1),
+    required=True,
+    metavar="SESSIONS",
+    help="Sessions that fit then.",
+)
+@click.option(
+    "--slot-size",
+    type=click.IntRange(min=1),
+    metavar="BYTES",
+    help="Bytes a session then, a multiple of 64; default: as before.",
+)
+@json_option
+def resize(name: str, *, capacity: int, slot_size: int | None, as_json: bool) -> None:
+    """Move the sessions of the registry NAME to a table of another size, and print what it is now.
+
+    Larger or smaller, whatever the service's own limits of growing say. Readers go on; changes wait
+    meanwhile. The size that it has is no change.
+    """
+    with _client(name, timeout=_RESIZE) as client:
+        client.resize(capacity, slot_size)
+        now = client.stats()
+    if as_json:
+        keys = ("name", "capacity", "slot_size", "generation")
+        print_json({key: getattr(now, key) for key in keys})
+    else:
+        size = f"{now.capacity} sessions of {now.slot_size} bytes"
+        click.echo(f"{name} has room for {size}, in generation {now.generation}")

@@ -47,7 +47,9 @@ PROGRAM: Final = "jidoka-shm"
 _OPTIONS: Final = {
     "fresh=True": "--fresh",
     "give the manager a larger max_record_size": "'serve' it with a larger --max-record-size",
-    "a larger capacity: by max_capacity, or by resize()": "a larger --capacity or --max-capacity",
+    "a larger capacity: by max_capacity, or by resize()": (
+        "a larger capacity: by 'jidoka-shm resize', or by 'serve' with a larger --max-capacity"
+    ),
     "a larger max_clients": "a larger --max-clients",
     "mode=0o640 or 0o644": "--mode 640 or 644",
 }
