@@ -427,6 +427,8 @@ class Sent:
     answer: object = None
     #: The writer that carried it out.
     made_by: int | None = None
+    #: The last writer that could not tell what became of it.
+    unknown_by: int | None = None
     version: int = 0
     attempts: int = 0
 
@@ -598,8 +600,10 @@ class Histories(RuleBasedStateMachine):
     def _check_unknown(
         self, sent: Sent, before: Session | None, counters: Again, earlier: object
     ) -> None:
-        if isinstance(earlier, Unknown):
+        if isinstance(earlier, Unknown) or sent.unknown_by == self.writers:
+            # It says so again, though the reply was lost and the session is another by now.
             return
+        sent.unknown_by = self.writers
         assert sent.made_by != self.writers, "the writer made it itself, and does not know"
         removed = counters.removed != sent.snapshot.removed
         if before is None:
