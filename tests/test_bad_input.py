@@ -220,6 +220,10 @@ _SLOT_SIZES = [
     *_rows(TypeError, "slot_size is of type ", None, *_NO_WHOLES),
     *_rows(ValueError, "slot_size is ", -64, 0, 64, 127, 129, 500, 2**24 + 64, 2**64, HUGE, -HUGE),
 ]
+_RECORD_SIZES = [
+    *_rows(TypeError, "max_record_size is of type ", None, *_NO_WHOLES),
+    *_rows(ValueError, "max_record_size is ", -1, 0, 127, 2**24 + 1, 2**64, HUGE, -HUGE),
+]
 _MODES = [
     *_rows(TypeError, "mode is of type ", None, *_NO_WHOLES),
     *_rows(ValueError, "mode is ", -1, 0, 600, 0o400, 0o602, 0o660, 0o700, 0o1600, 2**64, HUGE),
@@ -272,6 +276,7 @@ ROWS: dict[tuple[str, str], list[Row]] = {
     ("SessionManager", "name"): _NAMES,
     ("SessionManager", "capacity"): _capacities("capacity"),
     ("SessionManager", "slot_size"): _SLOT_SIZES,
+    ("SessionManager", "max_record_size"): _RECORD_SIZES,
     ("SessionManager", "cleanup_delay"): _seconds("cleanup_delay"),
     ("SessionManager", "mode"): _MODES,
     ("SessionManager", "fresh"): _flag("fresh"),
@@ -356,7 +361,7 @@ class Setting(NamedTuple):
 @pytest.fixture
 def setting(name: str) -> Iterator[Setting]:
     options: dict[str, Any] = {"capacity": 8, "slot_size": 256, "cleanup_delay": 3600}
-    with SessionManager(name, listen=True, **options) as manager:
+    with SessionManager(name, listen=True, max_record_size=512, **options) as manager:
         manager.create_session({"a": 1}, {"b": 2}, pid=1, ttl=3600, session_id=SID)
         with SessionReader(name, verify=True) as reader, SessionClient(name) as client:
             yield Setting(name, manager, reader, client)

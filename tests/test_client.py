@@ -99,7 +99,8 @@ def manager(name: str) -> Iterator[SessionManager]:
 @pytest.fixture
 def listening(name: str) -> Iterator[SessionManager]:
     """A manager that listens."""
-    with SessionManager(name, capacity=64, cleanup_delay=3600, listen=True) as made:
+    options = {"capacity": 64, "cleanup_delay": 3600, "max_record_size": 512}
+    with SessionManager(name, listen=True, **options) as made:
         yield made
         made.unlink()
 
@@ -226,7 +227,7 @@ def test_a_full_registry_and_a_dead_owner_are_what_they_are_for_a_manager(name: 
         manager.unlink()
 
 
-def test_a_new_session_that_outgrows_its_slot_is_too_large(listening: SessionManager) -> None:
+def test_a_new_session_whose_record_is_too_long_is_refused(listening: SessionManager) -> None:
     with pytest.raises(RecordTooLarge) as theirs:
         listening.create_session({"a": "x" * 1000})
     with SessionClient(listening.name) as client, pytest.raises(RecordTooLarge) as ours:
@@ -338,7 +339,7 @@ def test_a_writer_that_does_not_listen_is_said_to(manager: SessionManager) -> No
 #: Where a manager that is going to listen may be held up: a new one, and one that takes over.
 _SLOW: dict[str, tuple[Any, str]] = {
     "made": (SessionManager, "_make_serving"),
-    "read": (TableWriter, "_survey"),
+    "read": (TableWriter, "_repair_reach"),
     "taken over": (SessionManager, "_reclaim_left"),
     "about to listen": (Serving, "start"),
 }

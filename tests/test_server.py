@@ -462,10 +462,10 @@ def test_a_fault_within_a_commit_is_no_answer_and_the_others_notice_nothing(
 ) -> None:
     commit = service._registry.table.replace
 
-    def fail(entry: int, session: Session) -> None:
+    def fail(entry: int, session: Session) -> Session:
         if session.session_id == bad:
             raise ValueError
-        commit(entry, session)
+        return commit(entry, session)
 
     bad = service.create_session()
     monkeypatch.setattr(service._registry.table, "replace", fail)
