@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from .differences import Change
     from .session import Session, SessionStatus
+    from .usage import Usage
 
 
 class Sessions(Protocol):
@@ -50,6 +51,10 @@ class Sessions(Protocol):
 
     def stats(self) -> Stats:
         """Return figures of the registry and of this handle."""
+        ...
+
+    def usage(self) -> Usage:
+        """Return how the slots are used."""
         ...
 
     def refresh(self) -> None:

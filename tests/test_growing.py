@@ -381,6 +381,7 @@ def _looks(reader: SessionReader, sid: UUID) -> Iterator[tuple[str, Callable[[],
     yield "items", lambda: dict(reader.items())[sid].session_id == sid
     yield "values", lambda: len(list(reader.values())) >= 2
     yield "stats", lambda: reader.stats().sessions >= 2
+    yield "usage", lambda: reader.usage().sessions >= 2
     yield "check", lambda: reader.check() == []
     yield "alive", lambda: reader.writer_alive
     yield "refresh", lambda: reader.refresh() is None
