@@ -91,7 +91,7 @@ class Stats:
         generation: which table it is at.
         version: commits so far; None while one is under way or was cut short.
         sessions: sessions that are visible.
-        capacity: sessions that fit.
+        capacity: slots, the spare ones left out; a session takes one or more.
         slot_size: bytes a slot.
         index_size: home entries.
         table_bytes: bytes of the table's shared memory.

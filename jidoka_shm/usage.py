@@ -130,9 +130,8 @@ def usage_of(geometry: Geometry, found: Records) -> Usage:
 def _gaps(starts: NDArray[np.int64], runs: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Return the lengths of the runs of slots that no record takes."""
     order = np.argsort(starts)
-    ends = np.minimum(starts + runs, count)[order]
     # Two records may share a slot where they were read at two moments.
-    taken = np.maximum.accumulate(np.append(0, ends))
+    taken = np.maximum.accumulate(np.append(0, (starts + runs)[order]))
     gaps = np.append(starts[order], count) - taken
     return gaps[gaps > 0]
 

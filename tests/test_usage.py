@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 from unittest.mock import ANY
@@ -20,11 +21,15 @@ from jidoka_shm.layout import (
     MAX_RECORD_SIZE,
     MAX_SLOT_SIZE,
     MOVED,
+    SLOT_CRC_OFFSET,
+    SLOT_HEADER_SIZE,
     SLOT_MASK,
     SPARE_SLOTS,
     Geometry,
+    index_word,
 )
 from jidoka_shm.session import SessionStatus
+from jidoka_shm.slots import pack_slot
 from jidoka_shm.table import TableGone
 from jidoka_shm.usage import Usage, best_slot_size, bytes_with, measure
 
@@ -294,12 +299,44 @@ def test_damage_ends_in_figures_or_in_a_typed_error(spots: list[tuple[int, bytes
     assert used.bytes_saved >= 0
 
 
-def test_a_length_that_no_record_has_is_taken_for_the_longest() -> None:
+def _put(writer: TableWriter, key: int, slot: int, metadata: dict[str, str]) -> None:
+    """Have an entry name a record at a slot that no writer would have given it."""
+    packed = pack_slot(session(writer, key, metadata=metadata))
+    start = writer.slots.offset(slot)
+    writer.slots.memory[start : start + len(packed)] = packed
+    writer.index.words[key] = index_word(writer.next_version(), slot)
+
+
+def test_a_slot_that_two_records_share_is_used_once() -> None:
+    writer = make_writer(20, 128)
+    add(writer, 1, metadata={"a": "x" * 500})
+    first = writer.index.words[1] & SLOT_MASK
+    _put(writer, 2, first + 1, {})
+    used = measure(reader_of(writer))
+    assert used.run_lengths == (1, 0, 0, 1)
+    assert (used.slots_used, used.slots_free) == (5, 20 + SPARE_SLOTS - 5)
+    assert used.longest_free_run == max(first, 20 + SPARE_SLOTS - first - 5)
+
+
+def test_a_record_that_ends_beyond_the_table_uses_no_slot_there() -> None:
+    writer = make_writer(20, 128)
+    # All of its bytes are there, and what is kept for its end is not.
+    _put(writer, 2, 20 + SPARE_SLOTS - 1, {"a": "x" * 50})
+    used = measure(reader_of(writer))
+    assert used.run_lengths == (0, 1)
+    assert (used.slots_used, used.longest_free_run) == (1, 20 + SPARE_SLOTS - 1)
+
+
+@both_ways
+def test_a_length_that_no_record_has_is_taken_for_the_longest(*, verify: bool) -> None:
     writer = make_writer(4, 512)
     add(writer, 1)
     start = writer.slots.offset(writer.index.words[1] & SLOT_MASK)
-    writer.slots.memory[start + 44 : start + 48] = b"\xff\xff\xff\xff"
-    used = measure(reader_of(writer))
+    header = writer.slots.memory[start : start + SLOT_CRC_OFFSET]
+    header[44:48] = b"\xff\xff\xff\xff"
+    crc = zlib.crc32(header).to_bytes(4, "little")
+    writer.slots.memory[start : start + SLOT_HEADER_SIZE] = header + crc
+    used = measure(reader_of(writer, verify=verify))
     assert used.record_bytes == MAX_RECORD_SIZE
     assert used.best_slot_size is not None
     assert used.best_slot_size <= MAX_SLOT_SIZE
