@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .recovery import Recovery
     from .session import Session, SessionStatus
     from .supervisor import SessionSupervisor
+    from .usage import Usage
 
 __version__ = "0.1.0"
 
@@ -72,6 +73,7 @@ _HOMES = {
     "SessionSupervisor": "supervisor",
     "Sessions": "handles",
     "Stats": "handles",
+    "Usage": "usage",
     "session_ready": "ready",
 }
 
@@ -114,6 +116,7 @@ __all__ = [
     "Sessions",
     "Stats",
     "UnsupportedPlatform",
+    "Usage",
     "VersionConflict",
     "WriterAlreadyRunning",
     "WriterUnavailable",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from .differences import Change
     from .session import Session, SessionStatus
+    from .usage import Usage
 
 
 class Sessions(Protocol):
@@ -52,6 +53,10 @@ class Sessions(Protocol):
         """Return figures of the registry and of this handle."""
         ...
 
+    def usage(self) -> Usage:
+        """Return how the slots are used."""
+        ...
+
     def refresh(self) -> None:
         """Attach to what bears the name now."""
         ...
@@ -86,7 +91,7 @@ class Stats:
         generation: which table it is at.
         version: commits so far; None while one is under way or was cut short.
         sessions: sessions that are visible.
-        capacity: sessions that fit.
+        capacity: slots, the spare ones left out; a session takes one or more.
         slot_size: bytes a slot.
         index_size: home entries.
         table_bytes: bytes of the table's shared memory.

@@ -30,6 +30,7 @@ from .session import (
     parse_status,
 )
 from .table import TableGone
+from .usage import measure
 from .views import SessionItems, SessionValues
 from .watching import Changes, Watch
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from .attachment import Listing
     from .seqlock import Glance
+    from .usage import Usage
 
 T = TypeVar("T")
 
@@ -286,6 +288,13 @@ class SessionReads(Access, Mapping[UUID, Session]):
             retries=view.table.index.retries,
             **view.control.counters(),
         )
+
+    def usage(self) -> Usage:
+        """Return how the slots are used, and which slot size would suit the records there are.
+
+        It reads the header of each record, as ``snapshot`` does.
+        """
+        return self._on_table(lambda view: measure(view.table))
 
     def check(self) -> list[str]:
         """Return what is wrong with the registry, a line each; nothing where all is well.

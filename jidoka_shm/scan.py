@@ -8,7 +8,7 @@ and current, and each that lived throughout is there once. Nobody waits for a qu
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from .slots import DAMAGED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
     from uuid import UUID
 
     from numpy.typing import NDArray
@@ -68,26 +67,52 @@ def scan_sessions(
     return None, _newest(sessions)
 
 
+class Records(NamedTuple):
+    """The slot headers of all sessions of a table, and where each is.
+
+    Attributes:
+        change: the change word that they are an atomic snapshot of, else None.
+        entries: the index entry of each.
+        words: its word there.
+        rows: its header.
+    """
+
+    change: int | None
+    entries: NDArray[np.intp]
+    words: NDArray[np.uint64]
+    rows: NDArray[Any]
+
+
 def scan_headers(table: SessionTable) -> tuple[int | None, NDArray[Any]]:
     """Return the slot headers of all sessions, a row each; otherwise as ``scan_sessions``."""
+    found = scan_records(table)
+    return found.change, found.rows
+
+
+def scan_records(table: SessionTable) -> Records:
+    """Return the slot headers of all sessions and where they are; as ``scan_headers``."""
     before = seqlock.begin_scan(table.change)
     entries, words = table.occupied()
     rows = table.slots.copy_headers(words)
     atomic = seqlock.end_scan(table.change, before)
     doubtful = entries if table.verify else entries[~table.slots.has(words)]
     if atomic and not len(doubtful):
-        return before, rows
+        return Records(before, entries, words, rows)
     if not atomic:
         doubtful = np.union1d(doubtful, _changed(table, entries, words))
-    again = []
-    for at in doubtful.tolist():
-        _, copy = table.read(at, table.copy_row)
-        again.append(b"" if copy is None else copy[1])
-    fresh = np.frombuffer(b"".join(again), SLOT_DTYPE)
-    rows = np.concatenate([rows[~np.isin(entries, doubtful)], fresh], dtype=SLOT_DTYPE)
+    again = [(at, *table.read(at, table.copy_row)) for at in doubtful.tolist()]
+    there = [(at, word, copy[1]) for at, word, copy in again if copy is not None]
+    kept = ~np.isin(entries, doubtful)
+    fresh = np.frombuffer(b"".join([raw for _, _, raw in there]), SLOT_DTYPE)
+    found = Records(
+        before,
+        np.append(entries[kept], np.array([at for at, _, _ in there], np.intp)),
+        np.append(words[kept], np.array([word for _, word, _ in there], np.uint64)),
+        np.concatenate([rows[kept], fresh], dtype=SLOT_DTYPE),
+    )
     if atomic and seqlock.end_scan(table.change, before):
-        return before, rows
-    return None, _newest_rows(rows)
+        return found
+    return _newest_records(found)
 
 
 def count_sessions(table: SessionTable) -> int:
@@ -118,8 +143,9 @@ def _newest(sessions: dict[int, Session]) -> dict[int, Session]:
     return {word: sessions[word] for word in words.values()}
 
 
-def _newest_rows(rows: NDArray[Any]) -> NDArray[Any]:
-    """Return the headers less those that were removed and created again during the scan."""
-    rows = rows[np.argsort(rows["version"], kind="stable")]
-    places = {session_id: at for at, session_id in enumerate(rows["session_id"].tolist())}
-    return rows[list(places.values())]
+def _newest_records(found: Records) -> Records:
+    """Return the records less those that were removed and created again during the scan."""
+    order = np.argsort(found.rows["version"], kind="stable")
+    ids = found.rows["session_id"][order].tolist()
+    last = order[list({session_id: at for at, session_id in enumerate(ids)}.values())]
+    return Records(None, found.entries[last], found.words[last], found.rows[last])

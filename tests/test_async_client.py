@@ -130,6 +130,7 @@ async def test_reads_are_a_readers_and_ask_nobody(service: Scripted) -> None:
             assert client.writer_alive
             assert client.check() == []
             assert client.stats().sessions == 1
+            assert client.usage() == reader.usage()
             client.refresh()
         assert repr(client) == f"AsyncSessionClient({manager.name!r}, 1 sessions, version 1)"
         with pytest.raises(SessionNotFound):

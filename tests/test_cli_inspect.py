@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import os
 import pty
@@ -9,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -31,6 +34,7 @@ from jidoka_shm.layout import (
     SLOT_DTYPE,
     SLOT_HEADER_SIZE,
     SLOT_MASK,
+    SPARE_SLOTS,
     TABLE_FIELDS,
     TABLE_HEADER_SIZE,
     Geometry,
@@ -441,11 +445,55 @@ def test_stats_are_the_managers(command: Command, manager: SessionManager) -> No
     counts = {str(status): count for status, count in manager.count_by_status().items()}
     assert (found["state"], found["pid"], found["by_status"]) == ("alive", os.getpid(), counts)
     assert found["instance"] == str(stats.instance)
-    for key in set(found) - {"state", "pid", "by_status", "instance"}:
+    for key in set(found) - {"state", "pid", "by_status", "instance", "usage"}:
         assert found[key] == getattr(stats, key), key
     pairs = dict(line.split() for line in command("stats", manager.name).out.splitlines())
     assert pairs["sessions"] == "2"
     assert (pairs["active"], pairs["terminated"]) == ("1", "0")
+
+
+def test_stats_tell_how_the_slots_are_used(command: Command, manager: SessionManager) -> None:
+    sids = [manager.create_session({"text": "x" * size}) for size in (600, 1200, 2600)]
+    used = dataclasses.asdict(manager.usage())
+    assert used.pop("run_lengths") == (2, 1, 1, 1)
+    found = command("stats", manager.name, "--json").json["usage"]
+    assert found.pop("run_lengths") == {"1": 2, "2": 1, "3-4": 1, "5-8": 1}
+    assert found == used
+    pairs = dict(line.split() for line in command("stats", manager.name).out.splitlines())
+    assert pairs["slots_used"] == str(used["slots_used"])
+    assert pairs["best_slot_size"] == str(used["best_slot_size"])
+    assert [key for key in pairs if key.startswith("records_of")] == [
+        "records_of_1",
+        "records_of_2",
+        "records_of_3-4",
+        "records_of_5-8",
+    ]
+    for sid in [*sids, ID, OTHER]:
+        manager.terminate_session(sid)
+    wait_until(lambda: not len(manager))
+    pairs = dict(line.split() for line in command("stats", manager.name).out.splitlines())
+    assert (pairs["best_slot_size"], pairs["bytes_saved"]) == ("-", "0")
+
+
+def test_stats_wait_for_no_writer(command: Command, manager: SessionManager) -> None:
+    stopped = threading.Event()
+
+    def change() -> None:
+        for number in itertools.count():
+            if stopped.is_set():
+                return
+            manager.update_session(OTHER, metadata={"text": "x" * (number % 7 * 200)})
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        found = [command("stats", manager.name, "--json").json["usage"] for _ in range(20)]
+    finally:
+        stopped.set()
+        thread.join()
+    for used in found:
+        assert used["sessions"] == sum(used["run_lengths"].values()) == 2
+        assert used["slots_used"] + used["slots_free"] == manager.stats().capacity + SPARE_SLOTS
 
 
 def test_a_sound_registry_passes_the_check(command: Command, manager: SessionManager) -> None:

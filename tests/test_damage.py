@@ -33,6 +33,7 @@ from jidoka_shm.reads import SessionReads
 from jidoka_shm.registry import Registry
 from jidoka_shm.session import Session, SessionStatus
 from jidoka_shm.table import SessionTable
+from jidoka_shm.usage import Usage
 from jidoka_shm.writer import TableWriter
 
 if TYPE_CHECKING:
@@ -178,6 +179,9 @@ def _assert_listed(damaged: Damaged, place: int, reads: Reads, *, verified: bool
             for one in listed:
                 _assert_behind_a_header(damaged, one)
     counted, size = _tried(reads.count_by_status), _tried(reads.__len__)
+    used = _tried(reads.usage)
+    if isinstance(used, Usage):
+        assert 0 <= used.longest_free_run <= used.slots_free <= damaged.writer.geometry.slot_count
     if isinstance(counted, dict):
         assert set(counted) == set(SessionStatus)
         assert abs(sum(counted.values()) - len(damaged.sessions)) <= 1

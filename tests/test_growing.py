@@ -155,6 +155,61 @@ def test_a_record_that_is_too_large_makes_nothing_grow(name: str) -> None:
         assert manager.stats().capacity == 2
 
 
+def test_it_grows_for_a_record_that_finds_no_slots_and_for_one_that_outgrows_its_own(
+    name: str,
+) -> None:
+    with _manager(name) as manager, SessionReader(name) as reader:
+        ids = _fill(manager, 2)
+        manager.update_session(ids[0], metadata={"a": "x" * 5000})
+        # One slot, ten, and a reserve of as many.
+        assert reader.stats().capacity == 32
+        sid = manager.create_session({"a": "x" * 20_000})
+        assert reader.stats().capacity == 128
+        texts = {sid: len(session.metadata.get("a", "")) for sid, session in reader.items()}
+        assert texts == {ids[0]: 5000, ids[1]: 0, sid: 20_000}
+        assert manager.check() == []
+
+
+def test_free_slots_that_lie_apart_are_put_together_in_the_next_table(name: str) -> None:
+    with _manager(name, capacity=40, grow=False, cleanup_delay=0) as manager:
+        ids = _fill(manager, 40)
+        for sid in ids[::2]:
+            manager.terminate_session(sid)
+        wait_until(lambda: len(manager) == 20)
+        # Of 36 free slots no four are adjacent, but for the spare ones.
+        before = manager.usage()
+        assert (before.slots_free, before.longest_free_run) == (36, 16)
+        with SessionReader(name) as reader:
+            sid = manager.create_session({"a": "x" * 4700})
+            assert reader[sid].metadata == {"a": "x" * 4700}
+            stats = reader.stats()
+            assert (stats.capacity, stats.generation, stats.sessions) == (40, 2, 21)
+        assert manager.usage().run_lengths == (20, 0, 0, 0, 1)
+        assert manager.check() == []
+
+
+def test_sessions_of_every_length_change_status_expire_and_end_in_a_full_table(name: str) -> None:
+    with _manager(name, capacity=64, grow=False) as manager:
+        ids = [manager.create_session({"a": "x" * size}) for size in (4000, 1500, 700, 10) * 2]
+        with contextlib.suppress(RegistryFull):
+            ids.extend(manager.create_session() for _ in range(65))
+        # The reserve is free, and the spare ones.
+        assert manager.usage().slots_free == 16 + 9
+        for sid in ids:
+            manager.update_session(sid, status="active")
+        for sid in ids[:4]:
+            manager.update_session(sid, ttl=0.001)
+        wait_until(lambda: all(manager[sid].status == "terminated" for sid in ids[:4]))
+        assert {manager[sid].error for sid in ids[:4]} == {"expired"}
+        for sid in ids[4:]:
+            manager.update_session(sid, status="terminating")
+            manager.terminate_session(sid, error="it fell")
+        assert {manager[sid].error for sid in ids[4:]} == {"it fell"}
+        assert len(manager[ids[4]].metadata["a"]) == 4000
+        assert (manager.stats().capacity, manager.stats().generation) == (64, 1)
+        assert manager.check() == []
+
+
 def test_a_service_grows_for_its_clients_each_request_once(name: str) -> None:
     with _manager(name, listen=True) as manager, SessionClient(name) as client:
         with client.pipeline() as changes:
@@ -381,6 +436,7 @@ def _looks(reader: SessionReader, sid: UUID) -> Iterator[tuple[str, Callable[[],
     yield "items", lambda: dict(reader.items())[sid].session_id == sid
     yield "values", lambda: len(list(reader.values())) >= 2
     yield "stats", lambda: reader.stats().sessions >= 2
+    yield "usage", lambda: reader.usage().sessions >= 2
     yield "check", lambda: reader.check() == []
     yield "alive", lambda: reader.writer_alive
     yield "refresh", lambda: reader.refresh() is None

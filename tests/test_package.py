@@ -44,6 +44,7 @@ PURE = (
     "survey",
     "records",
     "growth",
+    "usage",
     "writer",
     "marks",
     "rules",

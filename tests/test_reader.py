@@ -259,6 +259,7 @@ def test_names_removed_by_hand_are_learnt_by_whatever_asks_for_the_name(
         lambda reader: reader.list_sessions(),
         lambda reader: reader.writer_alive,
         lambda reader: reader.stats(),
+        lambda reader: reader.usage(),
         lambda reader: reader.check(),
         len,
     ]

@@ -26,6 +26,7 @@ from jidoka_shm import (
     SessionNotFound,
     SessionReader,
     SessionStatus,
+    Usage,
     access,
     attachment,
     reads,
@@ -612,6 +613,16 @@ def test_figures_tell_what_there_is_and_what_happened(
         stats.sessions = 4  # type: ignore[misc]
 
 
+def test_usage_tells_how_the_slots_are_used(handle: SessionReads, manager: SessionManager) -> None:
+    for size in (0, 300, 600):
+        manager.create_session({"text": "x" * size})
+    used = handle.usage()
+    assert isinstance(used, Usage)
+    assert (used.version, used.sessions, used.slot_size) == (3, 3, 512)
+    assert (used.slots_used, used.slots_free, used.run_lengths) == (4, 64 + 16 - 4, (2, 1))
+    assert used == manager.usage()
+
+
 def _meet_a_commit(handle: SessionReads, commit: Callable[[], object]) -> None:
     """Let the next copy that the handle makes of a slot be met by a commit."""
     view = handle._view
@@ -763,6 +774,7 @@ def _reads_of(handle: SessionReads, sid: UUID) -> list[Callable[[], object]]:
         handle.snapshot,
         lambda: handle.writer_alive,
         handle.stats,
+        handle.usage,
         handle.refresh,
         handle.check,
     ]

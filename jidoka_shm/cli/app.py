@@ -102,8 +102,10 @@ def stats(name: str, *, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    by_status = found.pop("by_status")
-    print_pairs([*found.items(), *by_status.items()])
+    by_status, usage = found.pop("by_status"), found.pop("usage")
+    lengths = {f"records_of_{each}": count for each, count in usage.pop("run_lengths").items()}
+    usage["mean_distance"] = round(usage["mean_distance"], 2)
+    print_pairs((found | by_status | usage | lengths | found).items())
 
 
 @app.command()

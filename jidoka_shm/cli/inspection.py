@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from jidoka_shm.attachment import Attachment
     from jidoka_shm.session import SessionStatus
+    from jidoka_shm.usage import Usage
 
 Json = dict[str, Any]
 
@@ -211,13 +212,25 @@ def stats(name: str) -> Json:
     with open_reader(name) as reader:
         figures = dataclasses.asdict(reader.stats())
         by_status = {str(status): count for status, count in reader.count_by_status().items()}
+        usage = reader.usage()
         writer = _writer(reader)
     # Figures of the reader that this command made for itself.
     del figures["cached"], figures["retries"]
     figures["instance"] = str(figures["instance"])
     # Of one moment, which the two numbers need not be where a writer is at work.
     figures["sessions"] = sum(by_status.values())
-    return {"name": name, **writer, **figures, "by_status": by_status}
+    return {"name": name, **writer, **figures, "by_status": by_status, "usage": _usage(usage)}
+
+
+def _usage(usage: Usage) -> Json:
+    lengths = {_length(place): count for place, count in enumerate(usage.run_lengths)}
+    return dataclasses.asdict(usage) | {"run_lengths": lengths}
+
+
+def _length(place: int) -> str:
+    """Return the slots of the records that a place of ``Usage.run_lengths`` counts."""
+    least, most = (1 << place >> 1) + 1, 1 << place
+    return str(most) if least >= most else f"{least}-{most}"
 
 
 def check(name: str) -> Json:
