@@ -199,8 +199,8 @@ class SessionClient(SessionReader):
         the ``timeout`` of each; reads do not wait.
 
         Args:
-            capacity: sessions that fit into it.
-            slot_size: bytes a session, a multiple of 64; as before where it is left out.
+            capacity: its slots, of which a session takes one or more.
+            slot_size: bytes a slot, a multiple of 64; as before where it is left out.
 
         Raises:
             WriterUnavailable, RegistryClosed: as for ``create_session``.

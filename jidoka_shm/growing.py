@@ -94,7 +94,7 @@ class SessionTables(SessionReads):
             log.error("recovering registry %r: %s", self._name, reason, extra=why)
             self._resume()
             self._step_to(geometry, newcomer, room)
-        text = "registry %r: room for %d sessions of %d bytes now, and for %d before"
+        text = "registry %r: %d slots of %d bytes now, and %d before"
         extra = {"registry": self._name, "capacity": geometry.capacity}
         log.info(text, self._name, geometry.capacity, geometry.slot_size, before, extra=extra)
 

@@ -187,7 +187,7 @@ class SessionManager(SessionWrites):
             try:
                 self._move(Geometry.for_capacity(capacity, now.slot_size))
             except RegistryFull as full:
-                text = "registry %r: room for %d sessions still, not %d: %s"
+                text = "registry %r: %d slots still, not %d: %s"
                 extra = {"registry": self._name, "capacity": now.capacity}
                 log.warning(text, self._name, now.capacity, capacity, str(full), extra=extra)
 

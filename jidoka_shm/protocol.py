@@ -131,8 +131,8 @@ class Resize(Struct, frozen=True, array_like=True, tag="resize", gc=False):
     Attributes:
         request: the id of the request.
         again: None when it is sent for the first time.
-        capacity: sessions that fit into it.
-        slot_size: bytes a session; None for as many as now.
+        capacity: slots that it is to have.
+        slot_size: bytes a slot; None for as many as now.
     """
 
     request: Id

@@ -152,11 +152,11 @@ def test_terminate_as_json(command: Command, manager: SessionManager) -> None:
 def test_resize_prints_what_the_registry_is_then(command: Command, manager: SessionManager) -> None:
     before, name = manager[ID], manager.name
     ended = command("resize", name, "--capacity", 100)
-    text = f"{name} has room for 100 sessions of 512 bytes, in generation 2\n"
+    text = f"{name} has 100 slots of 512 bytes, in generation 2\n"
     assert ended == (0, text, "")
     assert command("resize", name, "--capacity", 100, "--slot-size", 512).out == text
     ended = command("resize", name, "--capacity", 1, "--slot-size", 1024)
-    assert ended.out == f"{name} has room for 1 sessions of 1024 bytes, in generation 3\n"
+    assert ended.out == f"{name} has 1 slots of 1024 bytes, in generation 3\n"
     assert manager[ID] == before
     stats = manager.stats()
     assert (stats.capacity, stats.slot_size, stats.generation) == (1, 1024, 3)

@@ -222,9 +222,7 @@ def test_a_service_grows_for_its_clients_each_request_once(name: str) -> None:
 def test_the_log_says_what_it_grew_to(name: str, caplog: pytest.LogCaptureFixture) -> None:
     with _manager(name) as manager, caplog.at_level(logging.INFO, "jidoka_shm"):
         _fill(manager, 3)
-    assert caplog.messages == [
-        f"registry {name!r}: room for 4 sessions of 512 bytes now, and for 2 before"
-    ]
+    assert caplog.messages == [f"registry {name!r}: 4 slots of 512 bytes now, and 2 before"]
 
 
 @pytest.mark.parametrize("value", [0, -1, MAX_CAPACITY + 1])
@@ -408,7 +406,7 @@ def test_one_taken_over_grows_to_the_capacity_asked_for_where_there_is_room(
             patch.setattr(os, "posix_fallocate", _no_room)
             with _manager(name, capacity=10) as manager:
                 assert manager.stats().capacity == 2
-        assert "room for 2 sessions still, not 10" in caplog.text
+        assert "2 slots still, not 10" in caplog.text
         with _manager(name, capacity=10) as manager:
             assert manager.recovery is not None
             assert manager.recovery.kept == 2

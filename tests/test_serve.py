@@ -326,9 +326,7 @@ def test_it_grows_up_to_its_largest_capacity(place: Place, registry: str) -> Non
         assert client.stats().capacity == 6
         status, log = service.end()
         assert status == 0
-        assert (
-            f"registry '{registry}': room for 6 sessions of 512 bytes now, and for 4 before" in log
-        )
+        assert f"registry '{registry}': 6 slots of 512 bytes now, and 4 before" in log
 
 
 def test_it_may_have_all_the_descriptors_that_the_system_gives(place: Place, registry: str) -> None:

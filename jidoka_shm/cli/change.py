@@ -166,5 +166,5 @@ def resize(name: str, *, capacity: int, slot_size: int | None, as_json: bool) ->
         keys = ("name", "capacity", "slot_size", "generation")
         print_json({key: getattr(now, key) for key in keys})
     else:
-        size = f"{now.capacity} sessions of {now.slot_size} bytes"
-        click.echo(f"{name} has room for {size}, in generation {now.generation}")
+        size = f"{now.capacity} slots of {now.slot_size} bytes"
+        click.echo(f"{name} has {size}, in generation {now.generation}")
