@@ -159,12 +159,14 @@ class SessionRules:
             # Nobody need know any more whether that process lives.
             owner = None
         fields: dict[str, Any] = {"status": status, "pid": pid, "request": request}
-        try:
-            changed = self._replace(entry, session, now, changes, **fields)
-        except RegistryFull as full:
-            self.make_room(None, full, now)
-            entry, session = self._live(session_id)
-            changed = self._replace(entry, session, now, changes, **fields)
+        while True:
+            try:
+                changed = self._replace(entry, session, now, changes, **fields)
+                break
+            except RegistryFull as full:
+                # Again and again, for what was due may not have left so many adjacent slots.
+                self.make_room(None, full, now)
+                entry, session = self._live(session_id)
         if owner is not UNSET:
             self.owners.set(session_id.int, owner)
         return changed

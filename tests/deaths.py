@@ -425,6 +425,29 @@ def stop_at_each_line(work: Work, stop: Work) -> None:
     do_traced(work, trace)
 
 
+def stop_within(code: CodeType, number: int, work: Work, stop: Work) -> None:
+    """Do ``work``, and call ``stop`` before the ``number``-th line of one function's calls in it.
+
+    Those of all package functions that it calls count too. As above, for a process that will die.
+    """
+    gc.disable()
+    left, is_within = number, False
+
+    def trace(frame: FrameType, event: str, _: object) -> Callable[..., object] | None:
+        nonlocal left, is_within
+        if not _is_ours(frame):
+            return None
+        if frame.f_code is code:
+            is_within = event != "return"
+        if event == "line" and is_within:
+            left -= 1
+            if left == 0:
+                stop()
+        return trace
+
+    do_traced(work, trace)
+
+
 def killing_at(number: int) -> Around:
     """Return what does its work up to the package's ``number``-th line in it, and dies there."""
     lines = itertools.count(1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -18,17 +19,18 @@ from stepper import Explorer, current, memory_of, record, show
 from support import ME, at, keep_free, make_registry, make_writer, reader_of, successor_of
 from tables import maps_of
 
-from jidoka_shm import ownership, segment, seqlock
+from jidoka_shm import ownership, records, segment, seqlock, space
 from jidoka_shm.attachment import Attachment
 from jidoka_shm.control import Identity
-from jidoka_shm.errors import RegistryClosed, SessionNotFound
+from jidoka_shm.errors import CorruptRegistry, RegistryClosed, SessionNotFound
 from jidoka_shm.growth import plan
-from jidoka_shm.layout import CLOSED, Geometry
+from jidoka_shm.layout import CLOSED, SLOT_HEADER_SIZE, Geometry
 from jidoka_shm.looks import TableLook
 from jidoka_shm.maps import encode_map
 from jidoka_shm.reads import SessionReads
 from jidoka_shm.scan import scan_headers
-from jidoka_shm.session import Session
+from jidoka_shm.session import Session, SessionStatus
+from jidoka_shm.space import FreeSlots
 from jidoka_shm.table import TableGone
 from jidoka_shm.writer import TableWriter
 
@@ -39,7 +41,8 @@ if TYPE_CHECKING:
 
     from jidoka_shm.registry import Registry
 
-_SIZE = make_writer(4, 192).geometry.index_size
+_SLOT_SIZE = 192
+_SIZE = make_writer(4, _SLOT_SIZE).geometry.index_size
 #: X and Y share a home, so one of them lies beyond it; Z's home is where the other one may lie.
 X, Y, Z = UUID(int=2), UUID(int=2 + _SIZE), UUID(int=3)
 _NAMES = {"x": X, "y": Y, "z": Z}
@@ -88,8 +91,11 @@ class Scenario:
     """What the table holds, what its writer does, what a reader does meanwhile.
 
     ``first`` and ``script`` are words: ``+x`` creates, ``x`` updates, ``-x`` removes, and ``>``
-    goes on in the next table, once.
+    goes on in the next table, once. Of ``x3`` the record takes three slots.
     """
+
+    #: Single slots that the writer lets no new session have.
+    spare = 0
 
     def __init__(  # noqa: PLR0913 - options, each by keyword
         self,
@@ -102,13 +108,10 @@ class Scenario:
         warm: Callable[[Reader], object] = lambda _: None,
     ) -> None:
         self.writer = self.make_writer()
-        keep_free(self.writer, [0, 1, 2, 3])
-        run(make_registry(self.writer), first)
-        # No slot to spare but the one that any change needs: what is given back is used next.
-        creations = script.count("+") - script.count("-")
-        keep_free(self.writer, sorted(self.writer.space)[: max(creations, 0) + 1])
-        before = memory_of(self.writer)
-        self.states = self.record(script)
+        with _keeping(self.spare):
+            self.fill(first, script)
+            before = memory_of(self.writer)
+            self.states = self.record(script)
         reader = Reader(self.writer, cache_size=cache_size, verify=verify)
 
         def reset() -> None:
@@ -122,7 +125,15 @@ class Scenario:
 
     def make_writer(self) -> TableWriter:
         """Return the writer of an empty table."""
-        return make_writer(4, 192)
+        return make_writer(4, _SLOT_SIZE)
+
+    def fill(self, first: str, script: str) -> None:
+        """Create what is there at first, and leave no slot free but those that the script needs."""
+        keep_free(self.writer, [0, 1, 2, 3])
+        run(make_registry(self.writer), first)
+        # No slot to spare but the one that any change needs: what is given back is used next.
+        creations = script.count("+") - script.count("-")
+        keep_free(self.writer, sorted(self.writer.space)[: max(creations, 0) + 1])
 
     def record(self, script: str) -> list[State]:
         """Return the memory before the script and after each of its stores."""
@@ -138,6 +149,167 @@ class Scenario:
         return [
             {key: version for key, (version, _) in oracle(self.writer, s).items()} for s in states
         ]
+
+
+class Long(Scenario):
+    """Records of several slots, of which only so many runs are free that one is soon used again.
+
+    Attributes:
+        free: the lengths of the free runs, each in the order that it is used in.
+    """
+
+    spare = 1
+
+    def __init__(
+        self,
+        first: str,
+        script: str,
+        free: tuple[int, ...],
+        read: Callable[[Reader], object],
+        **options: object,
+    ) -> None:
+        self.free = free
+        super().__init__(first, script, read, **options)
+
+    def fill(self, first: str, script: str) -> None:
+        run(make_registry(self.writer), first)
+        left = self.writer.space
+        # Records of one slot take what is there apart.
+        left.settle()
+        at, length = left.reserve()
+        assert sum(self.free) + len(self.free) <= length + 1
+        self.writer.space = kept = FreeSlots(0, 0, left.records)
+        for length in self.free:
+            # With a slot between any two, or they would be put together.
+            kept._put(at, length)
+            at += length + 1
+
+    def uses_again(self) -> bool:
+        """Return whether a slot of a record that was there at some time was written anew."""
+        named: dict[int, bytes] = {}
+        for state in self.states:
+            table, geometry = table_of(self.writer, state)
+            slots = [
+                table[at : at + _SLOT_SIZE]
+                for at in range(geometry.slots_offset, len(table), _SLOT_SIZE)
+            ]
+            if any(slots[slot] != was for slot, was in named.items()):
+                return True
+            for _, word in oracle(self.writer, state).values():
+                at = geometry.slots_offset + (word & 0xFFFFFF) * _SLOT_SIZE
+                first = word & 0xFFFFFF
+                for slot in range(first, first + _run_at(table, at)):
+                    named[slot] = slots[slot]
+        return False
+
+
+class Full(Scenario):
+    """A table of so many slots that only the reserve and one spare slot are free."""
+
+    spare = 1
+
+    def __init__(
+        self,
+        first: str,
+        script: str,
+        slots: int,
+        read: Callable[[Reader], object],
+        **options: object,
+    ) -> None:
+        self.slots = slots
+        super().__init__(first, script, read, **options)
+
+    def make_writer(self) -> TableWriter:
+        like = make_writer(4, _SLOT_SIZE)
+        geometry = Geometry(index_size=_SIZE, slot_count=self.slots, slot_size=_SLOT_SIZE)
+        return TableWriter(bytearray(geometry.size), like.control, geometry)
+
+    def fill(self, first: str, script: str) -> None:
+        run(make_registry(self.writer), first)
+        left = self.writer.space
+        assert len(left) == left.longest + 1, "it is not full"
+
+    def record(self, script: str) -> list[State]:
+        states = super().record(script)
+        assert self.writer.check() == []
+        return states
+
+    def commits(self) -> int:
+        """Return how many commits the script made."""
+        first, last = (int.from_bytes(self.states[at][0][64:72], "little") for at in (0, -1))
+        return (last - first) // 2
+
+
+class FullCrash(Full):
+    """A writer that is killed after some stores in a full table, and its successor.
+
+    Each record is written by one store: that no half of one is seen, ``Full`` shows.
+
+    Attributes:
+        kept: how many of the script's stores it made.
+        again: what the successor's own script is.
+        is_cut: whether the script has more stores than those.
+        moved: whether the successor had to move a record to have a reserve.
+    """
+
+    is_cut = moved = False
+
+    def __init__(  # noqa: PLR0913 - as above
+        self,
+        first: str,
+        script: str,
+        slots: int,
+        kept: int,
+        read: Callable[[Reader], object],
+        *,
+        again: str,
+        **options: object,
+    ) -> None:
+        self.kept, self.again = kept, again
+        super().__init__(first, script, slots, read, **options)
+
+    def record(self, script: str) -> list[State]:
+        work = partial(run, make_registry(self.writer), script)
+        states = record(self.writer, work, apart=False)
+        self.is_cut = self.kept < len(states) - 1
+        killed = states[: self.kept + 1]
+        show(self.writer, killed[-1])
+        heir = successor_of(self.writer)
+        registry = make_registry(heir)
+
+        def take_over() -> None:
+            left = oracle(heir, memory_of(heir))
+            registry.resume(ME)
+            assert heir.check() == []
+            self.moved = left != oracle(heir, memory_of(heir))
+            run(registry, self.again, later=10**6)
+
+        states = killed + record(heir, take_over, apart=False)[1:]
+        assert heir.check() == []
+        _end_all(registry)
+        return states
+
+
+def _end_all(registry: Registry) -> None:
+    """Change the status of each session of a full table, and end each."""
+    held = list(oracle(registry.table, memory_of(registry.table)))
+    for key in held:
+        registry.update(key, status=SessionStatus.ACTIVE, now=at(10**8))
+        assert registry.table.check() == []
+    for key in held:
+        registry.terminate(key, error="x", now=at(10**8))
+        assert registry.table.check() == []
+
+
+@contextlib.contextmanager
+def _keeping(spare: int) -> Iterator[None]:
+    """Have writers keep so many single slots for changes."""
+    before = space.SPARE_SLOTS
+    space.SPARE_SLOTS = records.SPARE_SLOTS = spare
+    try:
+        yield
+    finally:
+        space.SPARE_SLOTS = records.SPARE_SLOTS = before
 
 
 class Crash(Scenario):
@@ -178,8 +350,8 @@ class Growth(Scenario):
     """A writer that grows at the word ``>`` of its script, and goes on in the next table."""
 
     def make_writer(self) -> TableWriter:
-        writer = make_writer(4, 192)
-        geometry = Geometry.for_capacity(8, 192)
+        writer = make_writer(4, _SLOT_SIZE)
+        geometry = Geometry.for_capacity(8, _SLOT_SIZE)
         writer.heirs = [TableWriter(bytearray(geometry.size), writer.control, geometry)]
         return writer
 
@@ -291,8 +463,8 @@ def run(registry: Registry, script: str, *, later: int = 0) -> None:
         if word == ">":
             grow(registry)
             continue
-        key = _NAMES[word[-1]]
-        metadata = {"of": str(key), "n": moment}
+        key = _key_of(word)
+        metadata = _maps(key, moment, _slots_of(word))
         if word[0] == "+":
             maps = maps_of(metadata)
             registry.create(key, owner=_owner(moment), ttl=None, now=at(moment), **maps)
@@ -302,6 +474,25 @@ def run(registry: Registry, script: str, *, later: int = 0) -> None:
         else:
             packed = encode_map(metadata, "metadata")
             registry.update(key, owner=_owner(moment), now=at(moment), metadata=packed)
+
+
+def _key_of(word: str) -> UUID:
+    return _NAMES[word.lstrip("+-")[0]]
+
+
+def _slots_of(word: str) -> int:
+    """Return how many slots a word of a script wants for its record."""
+    return int(word[-1]) if word[-1].isdigit() else 1
+
+
+def _maps(key: UUID, moment: int, slots: int) -> dict[str, object]:
+    """Return what a record says that takes so many slots, other bytes in each."""
+    maps: dict[str, object] = {"of": str(key), "n": moment}
+    if slots > 1:
+        # Into the last slot, but not to its end.
+        size = (slots - 1) * _SLOT_SIZE - SLOT_HEADER_SIZE
+        maps["slots"], maps["pad"] = slots, "".join([f"{moment + at:8}" for at in range(size // 8)])
+    return maps
 
 
 def _owner(moment: int) -> Identity:
@@ -334,8 +525,13 @@ def oracle(writer: TableWriter, state: State) -> dict[UUID, tuple[int, int]]:
 def check_session(key: UUID, session: Session) -> None:
     """A session is whole: its maps tell its id, and its time is its own."""
     assert session.session_id == key
-    assert session.metadata["of"] == str(key)
-    assert session._updated == at(session.metadata["n"]).wall
+    try:
+        metadata = session.metadata
+    except CorruptRegistry:
+        metadata = None
+    assert metadata, "it is torn"
+    assert metadata == _maps(key, metadata["n"], metadata.get("slots", 1)), "it is torn"
+    assert session._updated == at(metadata["n"]).wall
 
 
 def check_look_up(scenario: Scenario, outcome: Outcome) -> None:
@@ -356,6 +552,12 @@ def check_glance(scenario: Scenario, outcome: Outcome) -> None:
         for state in scenario.states[outcome.first : outcome.last + 1]
     ]
     assert outcome.value in pids, (outcome.value, pids)
+
+
+def _run_at(table: bytes, slot: int) -> int:
+    """Return how many slots the live record takes that begins at an offset of the table."""
+    (length,) = struct.unpack_from("<I", table, slot + 44)
+    return -(-(SLOT_HEADER_SIZE + length + 32) // _SLOT_SIZE)
 
 
 def _pid(writer: TableWriter, state: State, key: UUID) -> int | None:
@@ -423,7 +625,7 @@ def check_versions(scenario: Scenario) -> None:
         table, geometry = table_of(scenario.writer, state)
         for version, word in oracle(scenario.writer, state).values():
             slot = geometry.slots_offset + (word & 0xFFFFFF) * geometry.slot_size
-            record = table[slot : slot + geometry.slot_size]
+            record = table[slot : slot + _run_at(table, slot) * geometry.slot_size]
             assert contents.setdefault(version, record) == record, f"{version} is used twice"
 
 
@@ -431,7 +633,7 @@ def check_end(scenario: Scenario, first: str, script: str) -> None:
     """What the script leaves is there at its end."""
     live = {}
     for word in [*first.split(), *script.replace(">", "").split()]:
-        live[_NAMES[word[-1]]] = word[0] != "-"
+        live[_key_of(word)] = word[0] != "-"
     assert set(oracle(scenario.writer, scenario.states[-1])) == {key for key in live if live[key]}
 
 

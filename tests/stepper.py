@@ -59,16 +59,16 @@ def _loads(frame: FrameType) -> bool:
 # ---------------------------------------------------------------------------- the writer
 
 
-def record(writer: TableWriter, script: Callable[[], object]) -> list[State]:
+def record(writer: TableWriter, script: Callable[[], object], *, apart: bool = True) -> list[State]:
     """Return the memory before ``script`` and after each of its stores.
 
-    A slot is filled by one line, but not by one store: it is taken apart into its id, the rest
-    of its header, and its payload.
+    A record is written by one line, but not by one store: it is taken apart into its id, the rest
+    of its header, and what each of its slots holds of its payload; where ``apart`` says so.
     """
     states = [memory_of(writer)]
 
     def step(frame: FrameType, event: str, arg: object) -> Any:  # noqa: ANN401
-        _append(states, memory_of(writer), writer)
+        _append(states, memory_of(writer), writer, apart=apart)
         return step if _traced(frame) else None
 
     sys.settrace(step)
@@ -76,7 +76,7 @@ def record(writer: TableWriter, script: Callable[[], object]) -> list[State]:
         script()
     finally:
         sys.settrace(None)
-    _append(states, memory_of(writer), writer)
+    _append(states, memory_of(writer), writer, apart=apart)
     return states
 
 
@@ -103,18 +103,19 @@ def current(state: State) -> int:
     return int.from_bytes(state[0][_GENERATION : _GENERATION + 8], "little")
 
 
-def _append(states: list[State], now: State, writer: TableWriter) -> None:
+def _append(states: list[State], now: State, writer: TableWriter, *, apart: bool) -> None:
     before = states[-1]
     if now == before:
         return
     at = current(before)
     old, new, table = before[at], now[at], _tables(writer)[at - 1]
     begin = table.slots.begin
-    if new[begin:] != old[begin:]:
+    if apart and new[begin:] != old[begin:]:
         assert new[:begin] == old[:begin]
-        slot = next(i for i in range(begin, len(old)) if new[i] != old[i])
-        slot -= (slot - begin) % table.slots.slot_size
-        for part in (slot + 16, slot + 64):
+        differing = [i for i in range(begin, len(old)) if new[i] != old[i]]
+        size = table.slots.slot_size
+        slot = differing[0] - (differing[0] - begin) % size
+        for part in (slot + 16, slot + 64, *range(slot + size, differing[-1] + 1, size)):
             states.append((*before[:at], new[:part] + old[part:], *before[at + 1 :]))
     states.append(now)
 

@@ -32,6 +32,7 @@ from deaths import (
     stop_at_each_line,
     stop_at_line_of,
     stop_this_process,
+    stop_within,
 )
 from host import (
     give_up_in_few_lines,
@@ -57,8 +58,9 @@ from jidoka_shm import (
     segment,
 )
 from jidoka_shm.control import Identity
-from jidoka_shm.layout import CONTROL_FIELDS, CONTROL_SIZE, index_size_for
+from jidoka_shm.layout import CONTROL_FIELDS, CONTROL_SIZE, SPARE_SLOTS, index_size_for
 from jidoka_shm.marks import Instant
+from jidoka_shm.records import RecordWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -363,6 +365,107 @@ def _facts(session: Session | None) -> tuple[object, ...] | None:
     if session is None:
         return None
     return session.session_id, session.version, session.status, session.error, session.metadata
+
+
+# ---------------------------------------------------------------------------- in a full table
+
+
+def _padded(sid: UUID, number: int, slots: int) -> dict[str, object]:
+    """Return the metadata of a record that takes so many slots of 128 bytes."""
+    return {"of": str(sid), "n": number, "pad": f"{number}" * (128 * slots - 180)}
+
+
+#: Changes in a table without room but the reserve, of the length of the longest record: one that
+#: is committed there and back, one that is committed there, one that gives slots back.
+LONG_CHANGES: dict[str, Callable[[SessionManager], object]] = {
+    "of the shorter": lambda manager: manager.update_session(A, metadata=_padded(A, 1, 2)),
+    "of the longest": lambda manager: manager.update_session(B, metadata=_padded(B, 1, 3)),
+    "made shorter": lambda manager: manager.update_session(B, metadata=_padded(B, 1, 2)),
+}
+
+
+#: Sessions of a slot each.
+_SHORT = [UUID(int=1000 + number) for number in range(2 * SPARE_SLOTS)]
+
+
+def _long_manager(name: str, **options: Any) -> SessionManager:  # noqa: ANN401 - as above
+    return _manager(name, slot_size=128, grow=False, **options)
+
+
+def _change_in_a_full_table(name: str, change: str, line: int) -> None:
+    """Make a registry, fill it, stand still, change it, and die at a line or stand still again."""
+    manager = _long_manager(name, capacity=5 + 3 + len(_SHORT), fresh=True)
+    manager.create_session(_padded(A, 0, 2), session_id=A)
+    manager.create_session(_padded(B, 0, 3), session_id=B)
+    for sid in _SHORT:
+        manager.create_session(session_id=sid)
+    # Every other one moves to a spare slot, which leaves no two adjacent ones to spare.
+    for sid in _SHORT[::2]:
+        manager.update_session(sid, status="active")
+    space = manager._registry.table.space
+    assert (len(space.singles), space.runs()) == (SPARE_SLOTS, {3: 1})
+    stop_this_process()
+    code = RecordWriter.replace.__code__
+    stop_within(code, line, lambda: LONG_CHANGES[change](manager), kill_this_process)
+    stop_this_process()
+
+
+@pytest.mark.parametrize("change", LONG_CHANGES)
+def test_a_long_commit_cut_at_any_line_in_a_full_table_is_gone_on_from(
+    name: str, change: str
+) -> None:
+    """T5: the next writer finds the reserve again, and a reader of before sees what it does."""
+    committed, moved = [], 0
+    for line in itertools.count(1):
+        with Child(partial(_change_in_a_full_table, name, change, line)) as child:
+            child.wait_for_stop()
+            with SessionReader(name) as reader:
+                assert _told(reader) == {A: 0, B: 0}
+                child.go_on()
+                is_cut = not child.stops()
+                if not is_cut:
+                    child.kill()
+                told, left = _told(reader), reader[A].version
+                committed.append(sum(told.values()))
+                with _long_manager(name) as heir:
+                    assert heir.recovery == Recovery(2 + len(_SHORT), (), clean=False)
+                    assert heir.check() == []
+                    assert told == _told(heir) == _told(reader)
+                    moved += reader[A].version != left
+                    _end_each(heir, reader)
+        if not is_cut:
+            break
+    assert (committed[0], committed[-1]) == (0, 1)
+    assert committed == sorted(committed)
+    assert len(committed) > 40
+    # Where it stood in the reserve, between two commits.
+    assert (moved > 0) == (change == "of the shorter")
+
+
+def _told(handle: SessionReader | SessionManager) -> dict[UUID, int]:
+    """Return which change each of the two long records is of, which must be whole."""
+    assert set(handle) == {A, B, *_SHORT}
+    found = {}
+    for sid in (A, B):
+        metadata = handle[sid].metadata
+        number, pad = metadata["n"], metadata["pad"]
+        assert metadata["of"] == str(sid)
+        assert pad == f"{number}" * len(pad)
+        assert metadata in [_padded(sid, number, slots) for slots in (2, 3)]
+        found[sid] = number
+    return found
+
+
+def _end_each(heir: SessionManager, reader: SessionReader) -> None:
+    """Change the status of each session of a full table, then end each, beside a reader."""
+    for sid in (B, A, *_SHORT):
+        heir.update_session(sid, status="active")
+        assert reader.get_session_status(sid) == "active"
+    assert heir.check() == []
+    for sid in (B, A, *_SHORT):
+        heir.terminate_session(sid, error="e")
+        assert reader[sid].error == "e"
+    assert heir.check() == []
 
 
 # ---------------------------------------------------------------------------- between system calls

@@ -10,8 +10,10 @@ import logging
 import os
 import signal
 import threading
+import zlib
 from functools import partial
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -48,7 +50,8 @@ from jidoka_shm import (
     reactor,
     segment,
 )
-from jidoka_shm.layout import MAX_CAPACITY, MAX_DISTANCE, Geometry, index_size_for
+from jidoka_shm.layout import MAX_CAPACITY, MAX_DISTANCE, SLOT_MASK, Geometry, index_size_for
+from jidoka_shm.marks import Instant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -1025,3 +1028,242 @@ def test_a_signal_that_kills_leaves_no_name_of_a_table_that_was_begun(name: str)
     with _manager(name, capacity=4) as manager:
         assert len(manager) == 4
         assert objects_of(name) == {"", ".1"}
+
+
+# ---------------------------------------------------------------------------- for long records
+
+#: Of three slots of 128 bytes, and of two.
+_LONG = {"n": 1, "pad": "1" * 230}
+_SHORTER = {"n": 0, "pad": "0" * 110}
+
+
+def _narrow(name: str, **options: Any) -> SessionManager:  # noqa: ANN401 - as above
+    return _manager(name, slot_size=128, **options)
+
+
+def _scatter(manager: SessionManager) -> None:
+    """Leave half of all slots free, and no three of them adjacent."""
+    ids = [UUID(int=number) for number in range(1, 49)]
+    for sid in ids:
+        manager.create_session({"n": 0}, session_id=sid)
+    table = manager._registry.table
+
+    def ids_at(rest: int) -> list[UUID]:
+        words = {sid: table.look_up(sid)[1] for sid in ids}  # type: ignore[index]
+        return [sid for sid in ids if (words[sid] & SLOT_MASK) % 3 == rest]
+
+    for sid in ids_at(0):
+        manager.update_session(sid, status="active")
+    for sid in ids_at(1):
+        manager.terminate_session(sid)
+    with manager._lock:
+        manager._registry.expire(Instant(0, 2**62))
+    manager.create_session(_SHORTER, session_id=UUID(int=49))
+
+
+def _two(manager: SessionManager) -> None:
+    manager.create_session({"n": 0}, session_id=A)
+    manager.create_session(_SHORTER, session_id=B)
+
+
+#: A table where a long record finds no room: its capacity, and that of the next.
+NO_RUN: dict[str, tuple[int, int, Callable[[SessionManager], None]]] = {
+    "compacted": (48, 48, _scatter),
+    "grown": (8, 16, _two),
+}
+
+
+def _lengthen_and_die(name: str, kind: str, around: Around) -> None:
+    """Make a registry where a long record finds no room, stand still, make one, and die."""
+    capacity, _, fill = NO_RUN[kind]
+    manager = _narrow(name, capacity=capacity, fresh=True)
+    fill(manager)
+    patch = pytest.MonkeyPatch()
+    give_up_in_few_lines(patch)
+    stop_this_process()
+    around(lambda: manager.update_session(min(manager), metadata=_LONG))
+    kill_this_process()
+
+
+@pytest.mark.parametrize("kind", NO_RUN)
+def test_a_writer_killed_at_any_store_of_making_a_run_is_followed_by_one_that_every_reader_sees(
+    name: str, kind: str
+) -> None:
+    around: Around = lambda work: stop_at_each_line(work, stop_this_process)  # noqa: E731
+    with Child(lambda: _lengthen_and_die(name, kind, around)) as child:
+        child.wait_for_stop()
+        paths = [path_of(name), path_of(name, 1), path_of(name, 2)]
+        steps = Steps(child, lambda: [path.read_bytes() for path in paths if path.exists()])
+        for _ in steps:
+            pass
+    assert len(steps.changed) >= 12
+    outcomes = [_kill_while_a_run_is_made(name, kind, line) for line in steps.changed]
+    assert outcomes == sorted(outcomes)
+    # The old table; the new one; the new one, with the long record in it.
+    assert set(outcomes) == {(1, 0), (2, 0), (2, 1)}
+
+
+def _kill_while_a_run_is_made(name: str, kind: str, line: int) -> tuple[int, int]:
+    """Kill a writer at a line, and go on with the next, beside readers that were there.
+
+    Returns:
+        Which generation there is then, and whether the long record is in it.
+    """
+    capacity, larger, _ = NO_RUN[kind]
+    with Child(lambda: _lengthen_and_die(name, kind, killing_at(line))) as child:
+        child.wait_for_stop()
+        with SessionReader(name) as cached, SessionReader(name, cache_size=0) as fresh:
+            readers = [cached, fresh]
+            ids = sorted(cached)
+            first, last = ids[0], ids[-1]
+            for reader in readers:
+                assert set(ids) == {s.session_id for s in reader.list_sessions()}
+                assert (reader[first].metadata, reader[last].metadata) == ({"n": 0}, _SHORTER)
+            child.go_on()
+            child.wait_for_kill()
+            readers.append(SessionReader(name, timeout=0))
+            left = readers[2][first].metadata
+            assert left in ({"n": 0}, _LONG)
+            for reader in readers:
+                assert set(ids) == set(reader)
+                assert (reader[first].metadata, reader[last].metadata) == (left, _SHORTER)
+            with _narrow(name, capacity=capacity) as manager:
+                assert manager.recovery is not None
+                assert (manager.recovery.kept, manager.recovery.dropped) == (len(ids), ())
+                assert manager.check() == []
+                found = manager.stats()
+                assert found.capacity == (capacity if found.generation == 1 else larger)
+                assert objects_of(name) == {"", f".{found.generation}"}
+                manager.update_session(first, metadata=_LONG | {"n": 2})
+                manager.update_session(last, metadata={"n": 3})
+                for reader in readers:
+                    assert reader[first].metadata == _LONG | {"n": 2}
+                    assert reader[last].metadata == {"n": 3}
+                    assert {s.session_id for s in reader.list_sessions()} == set(ids)
+                    assert reader.stats().generation == 2
+                    assert reader.stats().capacity == larger
+                assert manager.check() == readers[0].check() == []
+                manager.unlink()
+            readers[2].close()
+    return found.generation, int(left == _LONG)
+
+
+#: What four processes do beside a registry whose records are of every length: see that nothing is
+#: missing, torn, or older than before.
+_READ_LONG = """
+    import sys
+    from uuid import UUID
+    from jidoka_shm import SessionReader
+    name, *old = sys.argv[1:]
+    old = [UUID(text) for text in old]
+    cached, fresh = SessionReader(name), SessionReader(name, cache_size=0)
+    wrong = looks = 0
+    last = dict.fromkeys(old, 0)
+    generations = set()
+
+    def see(session):
+        global wrong
+        n, size, pad = (session.metadata[key] for key in ("n", "size", "pad"))
+        wrong += pad != (f"{n}." * size)[:size]
+        if session.session_id in last:
+            wrong += n < last[session.session_id]
+            last[session.session_id] = n
+
+    print("ready", flush=True)
+    while True:
+        for sid in old:
+            for reader in (cached, fresh):
+                session = reader.get(sid)
+                wrong += session is None
+                if session is not None:
+                    see(session)
+                looks += 1
+        listed = {session.session_id: session for session in cached.list_sessions()}
+        wrong += len(set(old) - set(listed))
+        for session in listed.values():
+            see(session)
+        generations.add(fresh.stats().generation)
+        if fresh.get_session_status(old[0]) == "idle":
+            break
+    print(wrong, looks, len(generations), flush=True)
+"""
+
+#: What a watcher does beside it: keeps what it is told in a dict, and says what that holds.
+_WATCH_LONG = """
+    import sys, zlib
+    from uuid import UUID
+    from jidoka_shm import SessionReader
+    name, first = sys.argv[1], UUID(sys.argv[2])
+    reader = SessionReader(name)
+    told = {}
+
+    def take(change):
+        if change.kind == "removed":
+            del told[change.session.session_id]
+        else:
+            told[change.session.session_id] = change.session
+
+    changes = reader.changes(timeout=0.05)
+    print("ready", flush=True)
+    is_last = False
+    while True:
+        for change in changes:
+            take(change)
+        # Once more, where the last commit came to be told of in between.
+        if is_last:
+            break
+        is_last = first in told and told[first].status == "idle"
+    texts = sorted(f"{s.session_id} {s.version} {s.status} {s.metadata}" for s in told.values())
+    print(len(texts), zlib.crc32("".join(texts).encode()), flush=True)
+"""
+
+_TWENTY_KIB = 20 << 10
+
+
+def _of_length(number: int, size: int) -> dict[str, object]:
+    return {"n": number, "size": size, "pad": (f"{number}." * size)[:size]}
+
+
+def _change_at_random(
+    manager: SessionManager, rng: Random, number: int, old: list[UUID], others: list[UUID]
+) -> None:
+    """Create a session, or change or end one, but end none of the old ones."""
+    metadata = _of_length(number, rng.randrange(_TWENTY_KIB))
+    choice = rng.random()
+    if choice < 0.1 and others:
+        manager.terminate_session(others.pop(rng.randrange(len(others))))
+    elif choice < 0.3:
+        manager.update_session(rng.choice(old + others), metadata=metadata)
+    else:
+        others.append(manager.create_session(metadata))
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_four_readers_and_a_watcher_go_through_ten_growths_of_records_of_any_length(
+    name: str, seed: int
+) -> None:
+    rng = Random(seed)
+    with _manager(name, cleanup_delay=0.01) as manager, contextlib.ExitStack() as stack:
+        old = [manager.create_session(_of_length(0, 0)) for _ in range(2)]
+        readers = [stack.enter_context(Script(_READ_LONG, name, *old)) for _ in range(4)]
+        watcher = stack.enter_context(Script(_WATCH_LONG, name, old[0]))
+        for script in (*readers, watcher):
+            assert script.line() == "ready"
+        others: list[UUID] = []
+        number = 0
+        while manager.stats().generation <= 10:
+            number += 1
+            _change_at_random(manager, rng, number, old, others)
+        wait_until(lambda: len(manager) == len(old) + len(others))
+        manager.update_session(old[0], status="active")
+        manager.update_session(old[0], status="idle")
+        for reader in readers:
+            wrong, looks, generations = map(int, reader.line().split())
+            assert (wrong, reader.end()) == (0, "")
+            assert looks > 0
+            assert generations > 1
+        texts = [f"{s.session_id} {s.version} {s.status} {s.metadata}" for s in manager.values()]
+        told = [len(texts), zlib.crc32("".join(sorted(texts)).encode())]
+        assert [*map(int, watcher.line().split())] == told
+        assert watcher.end() == ""
+        assert manager.check() == []

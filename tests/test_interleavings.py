@@ -8,8 +8,11 @@ import pytest
 from interleavings import (
     Crash,
     Destruction,
+    Full,
+    FullCrash,
     Growth,
     GrowthCrash,
+    Long,
     Scenario,
     check_closed,
     check_end,
@@ -34,7 +37,6 @@ from interleavings import (
 )
 from stepper import TOTALS, current
 
-import jidoka_shm.writer
 from jidoka_shm import seqlock
 
 #: What a table may hold, and one or two changes that it allows.
@@ -63,11 +65,6 @@ EXTRA = {"+x": ["-x +y +x", "-x +x x"], "+y +x": ["-x -y +x"]}
 def _cases(first: str, read: object, **options: object) -> list[Scenario]:
     scripts = [*_scripts(first), *EXTRA.get(first, [])]
     return [Scenario(first, script, read, **options) for script in scripts]
-
-
-@pytest.fixture(autouse=True)
-def _no_slot_to_spare(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jidoka_shm.writer, "SPARE_SLOTS", 0)
 
 
 @pytest.fixture(params=[seqlock.WEAK], ids=["verified" if seqlock.WEAK else "plain"])
@@ -219,6 +216,83 @@ def test_a_successor_goes_on_from_the_middle_of_a_growth(
         crash = GrowthCrash("+y +x", ">", kept, read, **options)
         check_versions(crash)
         _explore(check, [crash])
+
+
+# ---------------------------------------------------------------------------- several slots
+
+#: Commits of records of several slots: what is there, what is done, and which runs are free.
+LONG = {
+    "1 to 2, the slot used again": ("+x +y", "x2 y", (2, 2)),
+    "1 to 3, the slot used again": ("+x +y", "x3 y", (3, 3)),
+    "3 to 1, used again by a short one": ("+y +x3", "x y", (1,)),
+    "3 to 1, used again by a long one": ("+y +x3", "x y2", (1, 4)),
+    "3 to 2 and back": ("+x3", "x2 x2", (1, 3)),
+    "3 to 3": ("+x3", "x3 x3", (1, 3)),
+    "removed and used again": ("+x3", "-x +z3", (1, 4)),
+    "a long neighbour": ("+y3 +x", "y x", (1,)),
+    "removed and created at its neighbour's": ("+y2 +x3", "-y -x +x3", (1, 4)),
+}
+
+#: What is read beside them, and how that is judged.
+BESIDE_LONG = {
+    "look-up": (look_up, check_look_up, {}),
+    "cached": (look_up, check_look_up, {"cache_size": 8, "warm": look_up}),
+    "list": (list_all, check_list, {}),
+}
+
+#: The same in full tables, where a change is committed twice: what is there, what is done, in how
+#: many slots, and what the next writer does that finds it half-done.
+TWICE = {
+    "the shorter one": ("+y3 +x2", "x2", 9, "y3"),
+    "made shorter": ("+y4 +x3", "x2", 12, "y4"),
+    "the neighbour": ("+x3 +y2", "y2", 9, "x3"),
+}
+
+
+@pytest.mark.parametrize("case", LONG)
+@pytest.mark.parametrize("kind", BESIDE_LONG)
+def test_a_record_of_several_slots_is_whole(kind: str, case: str) -> None:
+    read, check, options = BESIDE_LONG[kind]
+    first, script, free = LONG[case]
+    scenario = Long(first, script, free, read, **options)
+    check_end(scenario, first, script)
+    check_versions(scenario)
+    assert scenario.uses_again()
+    _explore(check, [scenario])
+
+
+@pytest.mark.parametrize("case", TWICE)
+@pytest.mark.parametrize("kind", BESIDE_LONG)
+def test_a_change_that_is_committed_twice_is_seen_whole(kind: str, case: str) -> None:
+    read, check, options = BESIDE_LONG[kind]
+    first, script, slots, _ = TWICE[case]
+    scenario = Full(first, script, slots, read, **options)
+    assert scenario.commits() == len(script.split()) + 1
+    check_end(scenario, first, script)
+    check_versions(scenario)
+    _explore(check, [scenario])
+
+
+@pytest.mark.skipif(seqlock.WEAK, reason="as above")
+@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize(
+    ("kind", "case"), [*(("look-up", case) for case in TWICE), ("list", "the shorter one")]
+)
+def test_a_successor_finds_the_reserve_beside_readers(kind: str, case: str, part: int) -> None:
+    """Killed after each store of a change that is committed twice; in three parts, as above."""
+    read, check, options = BESIDE_LONG[kind]
+    first, script, slots, again = TWICE[case]
+    moved = []
+    for kept in itertools.count(part, 3):
+        crash = FullCrash(first, script, slots, kept, read, again=again, **options)
+        check_versions(crash)
+        _explore(check, [crash])
+        moved.append(crash.moved)
+        if not crash.is_cut:
+            break
+    assert len(moved) > 2
+    # Or there would be nothing to find: what the dead writer left was a reserve.
+    assert any(moved)
 
 
 def test_no_list_outlives_its_registry() -> None:

@@ -576,6 +576,23 @@ def test_what_is_due_makes_room_before_the_table_grows(ended: int) -> None:
     assert registry.table.check() == []
 
 
+def test_a_record_for_which_what_is_due_makes_too_little_room_still_makes_the_table_grow() -> None:
+    grown: list[UUID | None] = []
+
+    def make_room(key: UUID | None, full: RegistryFull) -> NoReturn:
+        grown.append(key)
+        raise full
+
+    registry = make_registry(make_writer(4), grow=make_room)
+    for key in range(4):
+        _create(registry, key)
+    registry.terminate(UUID(int=0), error=None, now=at(0))
+    with pytest.raises(RegistryFull):
+        registry.update(UUID(int=1), now=at(DELAY), metadata=_map({"a": "x" * 2000}))
+    assert grown == [None]
+    assert registry.find(UUID(int=0)) is None
+
+
 def test_a_damaged_session_that_is_due_keeps_no_table_from_growing() -> None:
     grown: list[UUID] = []
 
