@@ -177,7 +177,7 @@ def test_a_start_that_fails_leaves_nothing(
         with pytest.raises(SessionNotStarted, match=text):
             await supervisor.start_session(runs, timeout=0.2 if runs is SLEEP else 30)
         with pytest.raises(RecordTooLarge):
-            await supervisor.start_session(SLEEP, metadata={"a": "x" * 1000})
+            await supervisor.start_session(SLEEP, metadata={"a": "x" * (1 << 20)})
         assert manager.list_sessions() == []
         assert processes_with(manager.name) == set()
         assert len(supervisor) == 0

@@ -540,60 +540,6 @@ def test_changes_are_told_through_every_growth_and_nothing_of_it(name: str) -> N
         assert manager.stats().generation > 20
 
 
-_READ = """
-    import sys
-    from uuid import UUID
-    from jidoka_shm import SessionReader
-    name, *old = sys.argv[1:]
-    old = [UUID(text) for text in old]
-    cached, fresh = SessionReader(name), SessionReader(name, cache_size=0)
-    missing = looks = 0
-    generations = {cached.stats().generation}
-    print("ready", flush=True)
-    last = 0
-    while True:
-        for sid in old:
-            for reader in (cached, fresh):
-                missing += sid not in reader
-                looks += 1
-        missing += len(set(old) - set(fresh)) + len(set(old) - {s.session_id for s in cached.values()})
-        missing += len(fresh) < len(old)
-        generations.add(fresh.stats().generation)
-        # What was acknowledged is there: the number that the writer put into the first session.
-        number = fresh[old[0]].metadata["n"]
-        missing += number < last
-        last = number
-        if fresh.get_session_status(old[1]) == "active":
-            break
-    print(missing, looks, len(generations), flush=True)
-"""
-
-
-def test_four_processes_read_through_ten_growths_without_an_error_or_a_miss(name: str) -> None:
-    with _manager(name, capacity=1) as manager, contextlib.ExitStack() as stack:
-        manager.resize(4)
-        old = _fill(manager, 4)
-        readers = [stack.enter_context(Script(_READ, name, *old)) for _ in range(4)]
-        for reader in readers:
-            assert reader.line() == "ready"
-        first = manager.stats().generation
-        number = 0
-        while manager.stats().generation < first + 10:
-            number += 1
-            manager.create_session()
-            manager.update_session(old[0], metadata={"n": number})
-        assert manager.stats().capacity == 4 << 10
-        manager.update_session(old[1], status="active")
-        seen = 0
-        for reader in readers:
-            missing, looks, generations = map(int, reader.line().split())
-            assert missing == 0
-            assert looks > 0
-            seen = max(seen, generations)
-            assert reader.end() == ""
-        assert seen > 1
-
-
 # ---------------------------------------------------------------------------- deaths
 
 

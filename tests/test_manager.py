@@ -166,18 +166,21 @@ def test_a_full_registry_refuses_and_a_removal_makes_room(name: str) -> None:
         assert manager.check() == []
 
 
-def test_a_record_that_is_too_large_is_refused(manager: SessionManager) -> None:
-    sid = manager.create_session({"a": 1})
-    state = _state(manager)
-    for call in (
-        lambda: manager.create_session({"a": "x" * 500}),
-        lambda: manager.update_session(sid, metadata={"a": "x" * 500}),
-        lambda: manager.update_session(sid, llm_config={"a": "x" * 500}),
-    ):
-        with pytest.raises(RecordTooLarge) as caught:
-            call()
-        assert caught.value.limit == 512 - ROOM_TO_END < caught.value.size
-        assert _state(manager) == state
+@pytest.mark.parametrize("limit", [128, 512, 1 << 20])
+def test_a_record_that_is_too_large_is_refused(name: str, limit: int) -> None:
+    with _manager(name, max_record_size=limit) as manager:
+        sid = manager.create_session({"a": 1})
+        state, much = _state(manager), {"a": "x" * limit}
+        for call in (
+            lambda: manager.create_session(much),
+            lambda: manager.update_session(sid, metadata=much),
+            lambda: manager.update_session(sid, llm_config=much),
+        ):
+            with pytest.raises(RecordTooLarge) as caught:
+                call()
+            assert caught.value.limit == limit - ROOM_TO_END < caught.value.size
+            assert _state(manager) == state
+        manager.update_session(sid, metadata={"a": "x" * (limit - 128)})
 
 
 @pytest.mark.parametrize("error", ["x" * 500, "é" * 500, "x" * 100_000, None, "x"])
@@ -185,7 +188,7 @@ def test_a_record_that_is_too_large_is_refused(manager: SessionManager) -> None:
 def test_a_session_that_fills_its_slot_ends_all_the_same(
     name: str, error: str | None, *, expires: bool
 ) -> None:
-    with _manager(name, capacity=300, slot_size=256) as manager:
+    with _manager(name, capacity=300, slot_size=256, max_record_size=256) as manager:
         for size in range(300):
             try:
                 sid = manager.create_session({"a": "x" * size})

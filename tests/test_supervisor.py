@@ -450,7 +450,7 @@ def test_a_session_that_the_registry_refuses_has_no_process(
     name: str, manager: SessionManager, supervisor: SessionSupervisor
 ) -> None:
     with pytest.raises(RecordTooLarge):
-        supervisor.start_session(SLEEP, metadata={"a": "x" * 1000})
+        supervisor.start_session(SLEEP, metadata={"a": "x" * (1 << 20)})
     with pytest.raises(InvalidMetadata):
         supervisor.start_session(SLEEP, metadata={"a": {1}})
     for _ in range(64):

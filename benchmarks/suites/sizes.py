@@ -50,11 +50,13 @@ end = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.read(), end.set()), daemon=True).start()
 print("up", flush=True)
 taken, now = [], time.perf_counter_ns
-while not end.is_set():
+while True:
     for sid in ids:
         begun = now()
         reader.get_session_info(sid)
         taken.append(now() - begun)
+    if end.is_set():
+        break
 taken.sort()
 print(taken[-1 - len(taken) // 1000])
 """
@@ -100,7 +102,7 @@ def _registry(bench: Bench, **options: int) -> Iterator[SessionManager]:
 
 def growing(bench: Bench) -> Iterator[dict[str, float]]:
     """Yield what creates and look-ups take where their room is made, and where it is given."""
-    sessions = max(bench.effort.sizes)
+    sessions = max(4 * FIRST, *bench.effort.sizes)
     for _ in range(bench.effort.crowds):
         found: dict[str, float] = {}
         for rows, capacity in (
