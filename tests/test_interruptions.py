@@ -69,7 +69,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def manager(name: str, clock: Clock) -> Iterator[SessionManager]:
     """A manager whose deadlines only come when the test says so."""
-    with SessionManager(name, capacity=24, slot_size=448, cleanup_delay=DELAY) as made:
+    options = {"capacity": 24, "slot_size": 448, "max_record_size": 448}
+    with SessionManager(name, cleanup_delay=DELAY, **options) as made:
         yield made
         made.unlink()
 
@@ -184,7 +185,7 @@ def _check_bookkeeping(manager: SessionManager) -> None:
     """Assert that what the manager keeps beside the table is what the table says."""
     assert manager.check() == []
     table = manager._registry.table
-    assert table.free_slots == table.slots.count - len(manager)
+    assert table.free_slots == table.slots.count - manager.usage().slots_used
     deadlines = {sid.int: session.payload().deadline for sid, session in manager.items()}
     known = {key: due for key, due in deadlines.items() if due is not None}
     assert manager._registry._deadlines._due == known
@@ -341,6 +342,55 @@ def test_an_interrupted_end_that_has_to_be_cut_is_done_or_not_begun(
         given,
     )
     assert _run(manager, clock, change, exception) > 120
+
+
+def _without_version(session: Session) -> dict[str, Any]:
+    return session.to_dict() | {"version": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "lines"),
+    [
+        (lambda manager, sid: manager.update_session(sid, status="active"), 100),
+        (lambda manager, sid: manager.update_session(sid, metadata={}), 80),
+        (lambda manager, sid: manager.terminate_session(sid, "x" * 1000), 150),
+    ],
+    ids=["status", "shorter", "end"],
+)
+def test_an_interrupted_change_of_a_long_record_in_a_full_table_is_done_or_not_begun(
+    name: str, clock: Clock, change: Callable[[SessionManager, UUID], Session], lines: int
+) -> None:
+    """It has no room but the reserve, which the next call finds again."""
+    sid, longest, outcomes = UUID(int=1), UUID(int=2), set()
+    long = {"metadata": {"a": "x" * 300}, "session_id": sid}
+    options = {"capacity": 99, "slot_size": 128, "cleanup_delay": DELAY}
+    with SessionManager(name, **options) as manager, SessionReader(name) as reader:
+        manager.create_session({"a": "x" * 600}, session_id=longest)
+        bystanders = [manager.create_session({"n": n}) for n in range(3)]
+        room = manager._registry.table.space.longest
+        manager.create_session(**long)
+        manager.resize(manager.usage().slots_used + room)
+        for number in itertools.count(1):
+            clock.move(1)
+            old = manager[sid]
+            came = _interrupted(number, lambda: change(manager, sid), KeyboardInterrupt)
+            after = manager[sid]
+            outcomes.add(after == old)
+            assert after == reader[sid]
+            manager.update_session(longest, status=manager[longest].status)
+            # Where it stood in the reserve it was committed once more.
+            assert _without_version(manager[sid]) == _without_version(after)
+            assert manager[sid] == reader[sid]
+            _check_bookkeeping(manager)
+            for each in (*bystanders, longest):
+                manager.update_session(each)
+            _remove(manager, sid)
+            manager.create_session(**long)
+            if not came:
+                break
+        assert outcomes == {False, True}
+        assert number > lines
+        manager.unlink()
 
 
 # ---------------------------------------------------------------------------- a turn

@@ -14,7 +14,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID, uuid4
 
 import host
@@ -73,6 +73,8 @@ if TYPE_CHECKING:
 
 ABSENT = UUID(int=0xABC)
 S = SessionStatus
+
+T = TypeVar("T")
 
 
 @pytest.fixture(autouse=True)
@@ -1342,7 +1344,7 @@ def test_a_manager_that_cannot_start_its_thread_is_not_taken_for_a_living_writer
         assert manager.recovery.clean
 
 
-@pytest.mark.parametrize("step", ["_survey", "_repair_reach"])
+@pytest.mark.parametrize("step", ["runs_of", "_repair_reach"])
 def test_an_interrupted_takeover_is_not_taken_for_a_living_writer(
     name: str, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1703,14 +1705,14 @@ def test_a_child_that_returns_into_a_change_changes_nothing(
     end, ended = os.pipe()
     insert, replace = TableWriter._commit, TableWriter.replace
 
-    def fork_before(method: Callable[..., None]) -> Callable[..., None]:
-        def call(*arguments: Any) -> None:  # noqa: ANN401 - a table's
+    def fork_before(method: Callable[..., T]) -> Callable[..., T]:
+        def call(*arguments: Any) -> T:  # noqa: ANN401 - a table's
             if not children:
                 pid = host.fork()
                 children.append(pid)
                 if not pid:
                     os.read(go, 1)
-            method(*arguments)
+            return method(*arguments)
 
         return call
 
