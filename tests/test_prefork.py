@@ -307,7 +307,10 @@ def test_each_error_has_its_status(programs: Programs, registry: str) -> None:
         assert programs.answer("POST", n=1) == 507
         assert programs.answer("PATCH", sid, status="idle") == 409
         assert programs.answer("PATCH", sid, status="active", expected_version=9) == 409
-        bad = [{"status": "gone"}, {"metadata": 5}, {"what": 1}, {"metadata": {"a": "x" * 999}}]
+        # Nor is one whose record outgrows it; but one that is longer than any may be is.
+        assert programs.answer("PATCH", sid, metadata={"a": "x" * 999}) == 507
+        long = {"metadata": {"a": "x" * (1 << 20)}}
+        bad = [{"status": "gone"}, {"metadata": 5}, {"what": 1}, long]
         assert [programs.answer("PATCH", sid, **each) for each in bad] == [400] * len(bad)
         assert programs.answer("GET", "nonsense") == 400
         assert programs.answer("PUT", sid) == 400
