@@ -141,7 +141,7 @@ class Registry(SessionRules):
         return removed
 
     def make_room(self, newcomer: UUID | None, full: RegistryFull, now: Instant) -> None:
-        """Make room for a record, or raise ``full``."""
+        """Make some room for a record, or raise ``full``; it may not be enough yet."""
         if full.unit == VERSIONS:
             raise full
         # What is due may not have had its turn, where creates follow one another without a pause:
