@@ -151,7 +151,7 @@ class FreeSlots:
     def take_apart(self, old: int) -> int | None:
         """Return as ``take`` does for a record that moves, so that what it leaves is the reserve.
 
-        Only after ``of``.
+        Between ``of`` and ``settle``.
 
         Args:
             old: the first slot of the record, whose slots stay taken.
@@ -169,10 +169,8 @@ class FreeSlots:
             at = start + run - length if start == old + length else start
             near = start in {old + length, old - run}
             if run >= length and before + after + length * (not near) >= self.longest:
-                self._runs[run].remove(start)
-                self._runs = {n: starts for n, starts in self._runs.items() if starts}
-                self._put(start, at - start)
-                self._put(at + length, start + run - at - length)
+                self.singles = deque(sorted({*self} - {*range(at, at + length)}))
+                self._runs = {}
                 self._hold(at, length)
                 return at
         return None

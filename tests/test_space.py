@@ -181,6 +181,20 @@ def test_a_full_table_is_taken_up() -> None:
     assert (len(space), space.restock(), space.take(2)) == (0, False, None)
 
 
+def _move_apart(free: list[int], old: int, length: int, expected: int | None) -> None:
+    records = {50: 7} if length == 1 else {old: length, 50: 7}
+    space = FreeSlots.of(np.array(free, np.int64), records)
+    assert not space.has_reserve()
+    assert space.take_apart(old) == expected
+    if expected is not None:
+        space.give_back(old)
+        space.settle()
+        assert space.has_reserve()
+        assert sorted(space) == sorted(
+            {*free, *range(old, old + length)} - {*range(expected, expected + length)}
+        )
+
+
 @pytest.mark.parametrize(
     ("free", "old", "expected"),
     [
@@ -188,6 +202,9 @@ def test_a_full_table_is_taken_up() -> None:
         ([*range(13, 17), *range(30, 33)], 10, 30),
         # It was right before the reserve.
         ([*range(7, 10), *range(13, 17)], 10, 7),
+        # Of the slots beside it, those that are farthest from it.
+        ([*range(6, 10), *range(13, 16)], 10, 6),
+        ([*range(8, 10), *range(13, 18)], 10, 15),
         # No place for it leaves 7 together.
         ([*range(13, 16), *range(30, 33)], 10, None),
         ([*range(14, 18), *range(30, 33)], 10, None),
@@ -196,13 +213,9 @@ def test_a_full_table_is_taken_up() -> None:
 def test_a_record_in_the_reserve_moves_to_where_it_leaves_one(
     free: list[int], old: int, expected: int | None
 ) -> None:
-    space = FreeSlots.of(np.array(free, np.int64), {old: 3, 50: 7})
-    assert not space.has_reserve()
-    assert space.take_apart(old) == expected
-    if expected is not None:
-        space.give_back(old)
-        space.settle()
-        assert space.has_reserve()
-        assert sorted(space) == sorted(
-            {*free, *range(old, old + 3)} - {*range(expected, expected + 3)}
-        )
+    _move_apart(free, old, 3, expected)
+
+
+def test_a_record_of_one_slot_in_the_reserve_moves_too() -> None:
+    """No writer leaves that, and damage may."""
+    _move_apart([*range(10, 13), *range(14, 17), 30], 13, 1, 30)
