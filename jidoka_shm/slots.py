@@ -48,12 +48,8 @@ Copy = tuple[Head, bytes]
 #: A slot whose content cannot be: its number or length, or a crc that was asked for, is wrong.
 DAMAGED: Final[Copy] = ((b"", 0, 0, 0, 0, 0, 0), b"")
 
-
-#: Bytes of slots that ``inspect`` copies at a time, or one slot where that is larger.
-_PART: Final = 1 << 21
-
-#: The id that stands for a record that ``inspect`` could not copy.
-_NO_ID: Final = bytes(16)
+#: Ids that ``inspect`` decodes at a time.
+_PART: Final = 4096
 
 _header: Final = cast("Callable[[bytes], tuple[Any, ...]]", SLOT_HEADER.unpack_from)
 _head: Final = cast("Callable[[bytes], Head]", SLOT_HEAD.unpack_from)
@@ -232,12 +228,12 @@ class Slots:
 
         Only for memory at rest: while a writer writes, what is wrong may be the copy.
         """
-        # In parts, since copies of all records would take as much memory as the registry.
-        part = max(_PART // self.slot_size, 1)
-        for begin in range(0, len(words), part):
-            copies = [self.copy_whole_verified(word) for word in words[begin : begin + part]]
-            ids = decode_ids(b"".join([copy[0][0] or _NO_ID for copy in copies]))
-            yield from map(_inspected, ids, copies)
+        for begin in range(0, len(words), _PART):
+            these = words[begin : begin + _PART]
+            headers = self.copy_headers(np.array(these, np.uint64))
+            ids = decode_ids(headers["session_id"].tobytes())
+            # One by one, since copies of all records would take as much memory as the registry.
+            yield from map(_inspected, ids, map(self.copy_whole_verified, these))
 
 
 def _inspected(session_id: UUID, copy: Copy) -> Session | str:
