@@ -183,7 +183,7 @@ class Accepted(asyncio.BufferedProtocol):
         name, pid = self._server.name, self.pid
         extra = {"registry": name, "client_pid": pid, "error": error}
         if isinstance(request, Resize):
-            text = "registry %r: process %d: no resize to %d sessions: %s"
+            text = "registry %r: process %d: no resize to %d slots: %s"
             extra |= {"capacity": request.capacity}
             log.debug(text, name, pid, request.capacity, error, extra=extra)
         else:

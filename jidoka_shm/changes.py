@@ -62,11 +62,11 @@ def for_terminate(error: object) -> dict[str, Any]:
 
 def for_resize(capacity: object, slot_size: object) -> tuple[int, int | None]:
     """Return the two arguments of ``SessionManager.resize``."""
-    sessions = check_whole("capacity", capacity)
+    slots = check_whole("capacity", capacity)
     size = None if slot_size is None else check_whole("slot_size", slot_size)
     # Any size of a slot that there is will do to look at the capacity.
-    Geometry.for_capacity(sessions, SLOT_SIZE if size is None else size)
-    return sessions, size
+    Geometry.for_capacity(slots, SLOT_SIZE if size is None else size)
+    return slots, size
 
 
 def known_owner(owner: tuple[int, int, int]) -> Identity:

@@ -41,7 +41,7 @@ class SessionTables(SessionReads):
     _registry: Registry
     _identity: Identity
     _closed = False
-    #: The sessions that a table may grow to by itself.
+    #: The capacity that a table may grow to by itself.
     _max_capacity: int
     #: Whether a growth was begun and is not finished; from one table to the next, where known.
     _growing = False

@@ -208,7 +208,7 @@ ALIGNMENT: Final = 64
 def check_capacity(name: str, capacity: int) -> int:
     """Return ``capacity`` where a table can have it; ``ValueError`` where not."""
     if not 1 <= capacity <= MAX_CAPACITY:
-        msg = f"{name} is {shown(capacity)}: it must be 1 to {MAX_CAPACITY} sessions"
+        msg = f"{name} is {shown(capacity)}: it must be 1 to {MAX_CAPACITY} slots"
         raise ValueError(msg)
     return capacity
 
@@ -233,7 +233,7 @@ def _near_power_of_two(number: int) -> bool:
 
 
 def index_size_for(capacity: int) -> int:
-    """Return how many home entries a table of ``capacity`` sessions has.
+    """Return how many home entries a table of ``capacity`` slots has.
 
     The first prime at or above 4.3 times the capacity (a load of 23%) that is farther than 5%
     from a power of two. A prime spreads ids that share low bits; close to a power of two,
@@ -255,10 +255,10 @@ class Geometry:
 
     @classmethod
     def for_capacity(cls, capacity: int, slot_size: int) -> Geometry:
-        """Return the geometry of a table for ``capacity`` sessions.
+        """Return the geometry of a table of ``capacity`` slots and the spare ones.
 
         Args:
-            capacity: sessions, 1 to 2**24 less the spare slots.
+            capacity: slots, 1 to 2**24 less the spare ones.
             slot_size: bytes a slot, header included; a multiple of 64.
 
         Raises:
@@ -279,11 +279,11 @@ class Geometry:
 
     @property
     def capacity(self) -> int:
-        """Sessions that fit."""
+        """Slots, the spare ones left out: how many sessions of one slot each fit."""
         return self.slot_count - SPARE_SLOTS
 
     def run_length(self, payload_length: N, status_code: N) -> N:
-        """Return how many adjacent slots a record takes, its header in the first; of many at once.
+        """Return how many adjacent slots a record takes, or each of many records.
 
         Args:
             payload_length: bytes of its payload, or a column of them, of 64 bits.

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 #: Requests that are remembered, the latest: a connection that breaks has fewer under way.
 _REMEMBERED: Final = 4096
 
-#: Bytes of the records that answer them; a slot may have 16 MiB.
+#: Bytes of the records that answer them; one may have 16 MiB.
 _REMEMBERED_BYTES: Final = 8 << 20
 
 _UNKNOWN: Final = Unknown()

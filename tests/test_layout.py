@@ -430,7 +430,7 @@ def test_the_limits_themselves_are_taken(capacity: int, slot_size: int) -> None:
 
 @pytest.mark.parametrize("capacity", [0, -1, MAX_CAPACITY + 1, 2**64])
 def test_a_capacity_outside_the_limits_is_refused(capacity: int) -> None:
-    text = f"^capacity is {capacity}: it must be 1 to 16777200 sessions$"
+    text = f"^capacity is {capacity}: it must be 1 to 16777200 slots$"
     with pytest.raises(ValueError, match=text):
         Geometry.for_capacity(capacity, 512)
 

@@ -669,7 +669,7 @@ def test_at_debug_clients_and_refused_changes_are_told(
     assert [record.getMessage() for record in caplog.records] == [
         f"{start} is a client, one of 1",
         f"{start}: no update of session {UUID(int=7)}: SessionNotFound",
-        f"{start}: no resize to 8 sessions: ValueError",
+        f"{start}: no resize to 8 slots: ValueError",
         f"{start} left, clients: 0",
     ]
     assert {(record.registry, record.client_pid) for record in caplog.records} == {

@@ -115,8 +115,8 @@ def serve(name: str, *, log_level: str, log_json: bool, **options: Any) -> int: 
     """Be the writer of the registry NAME, and answer its clients until a signal ends it.
 
     The registry is made, or taken over from a writer that has ended; what was taken over keeps its
-    slot size, and its capacity where that is larger. It grows where a new session finds no room. At
-    the end all sessions stay for the next writer.
+    slot size, and its capacity where that is larger. It grows where a record finds no room. At the
+    end all sessions stay for the next writer.
 
     It logs to standard error. Exit status: 0 where SIGTERM, SIGINT or SIGHUP ended it; 1 where the
     registry has a living writer, cannot be made or taken over, or was removed; 2 wrong usage.
