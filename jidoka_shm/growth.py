@@ -170,12 +170,12 @@ def capacity_for(table: RecordWriter, room: int, limit: int) -> int | None:
     now = table.geometry.capacity
     used = table.geometry.slot_count - table.free_slots
     needed = used + slots_for(room, table.space.longest)
+    # With a quarter of it free, another one need not follow soon.
+    if room > 1 and needed <= now - now // 4:
+        return now
     capacity = 2 * now
     while capacity < needed:
         capacity *= 2
-    # With a quarter of it free, another one need not follow soon.
-    if (room > 1 and needed <= now - now // 4) or limit <= now:
-        capacity = now
     capacity = min(capacity, max(now, limit))
     return None if needed > capacity or (room == 1 and capacity == now) else capacity
 

@@ -1,4 +1,4 @@
-"""``TableWriter``: the only mutator of a table. Put, remove, grow, recover.
+"""``TableWriter``: the only mutator of a table. To what it does to records: grow, recover.
 
 What it keeps in its own memory, the free slots, can be derived from the table, and ``resume`` does
 so after a crash as after an interrupted call.
@@ -13,14 +13,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from . import seqlock
-from .layout import (
-    CLOSED,
-    EMPTY,
-    LEAP,
-    MOVED,
-    SLOT_MASK,
-    VERSION_MASK,
-)
+from .layout import CLOSED, EMPTY, LEAP, MOVED, SLOT_MASK, VERSION_MASK
 from .records import RecordWriter
 from .slots import make_session, pack_slot
 from .space import FreeSlots
@@ -36,7 +29,7 @@ if TYPE_CHECKING:
     from .survey import Dropped
 
 
-#: Bytes of slots that ``fill`` copies at a time, or one slot where that is larger.
+#: Bytes of short records that ``fill`` copies at a time, or one slot where that is larger.
 _PART: Final = 1 << 21
 
 
@@ -53,10 +46,7 @@ class TableWriter(RecordWriter):
             plan: where they go.
         """
         self._copy_short(old, plan)
-        for at in np.flatnonzero(plan.is_long).tolist():
-            begin, end = old.slots.offset(int(plan.slots[at])), int(plan.sizes[at])
-            start = self.slots.offset(int(plan.starts[at]))
-            self.slots.memory[start : start + end] = old.slots.memory[begin : begin + end]
+        self._copy_long(old, plan)
         self._words[plan.entries] = plan.words
         self.reach[:] = plan.reach
         several = plan.runs > 1
@@ -72,6 +62,14 @@ class TableWriter(RecordWriter):
         for begin in range(0, len(short), part):
             these = short[begin : begin + part]
             self.slots.rows[plan.starts[these], :size] = old.slots.rows[plan.slots[these], :size]
+
+    def _copy_long(self, old: TableWriter, plan: Plan) -> None:
+        """Copy the others, one by one."""
+        columns = (plan.slots, plan.starts, plan.sizes)
+        long = [column[plan.is_long].tolist() for column in columns]
+        for slot, start, size in zip(*long, strict=True):
+            here, there = self.slots.offset(start), old.slots.offset(slot)
+            self.slots.memory[here : here + size] = old.slots.memory[there : there + size]
 
     def follow(self, old: TableWriter, generation: int, adopt: Callable[[], object]) -> None:
         """Become the registry's table. May be repeated where it was interrupted.
@@ -161,7 +159,8 @@ class TableWriter(RecordWriter):
 
     def _violations(self) -> Iterator[str]:
         yield from super()._violations()
-        runs = zip(*self.runs_of(self.index_copy()[self.index_copy() > CLOSED]), strict=True)
+        index = self.index_copy()
+        runs = zip(*self.runs_of(index[index > CLOSED]), strict=True)
         used = [slot for start, run in runs for slot in range(start, start + run)]
         if sorted([*used, *self.space]) != list(range(self.slots.count)):
             yield "a slot is neither free nor in use, or both, or twice either"
