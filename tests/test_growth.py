@@ -16,7 +16,7 @@ from tables import add, maps_of
 
 import jidoka_shm
 from jidoka_shm.errors import CorruptRegistry, RegistryFull
-from jidoka_shm.growth import homes_of, plan
+from jidoka_shm.growth import capacity_for, homes_of, plan
 from jidoka_shm.layout import (
     CLOSED,
     MAX_DISTANCE,
@@ -202,6 +202,40 @@ def test_what_must_stay_free_beside_long_records_is_counted() -> None:
     plan(old, Geometry.for_capacity(1 + long + 2 * 9, 128), room=9)
     with pytest.raises(RegistryFull):
         plan(old, Geometry.for_capacity(long + 2 * 9, 128), room=9)
+
+
+@pytest.mark.parametrize(
+    ("singles", "long", "room", "limit", "expected"),
+    [
+        # It doubles, and stops at the limit, where no more than one slot is needed.
+        (40, 0, 1, 1000, 80),
+        (40, 0, 1, 50, 50),
+        (40, 0, 1, 40, None),
+        (40, 0, 1, 0, None),
+        # Until the record and a reserve for it find room.
+        (40, 0, 30, 1000, 160),
+        (40, 0, 30, 100, 100),
+        (40, 0, 30, 99, None),
+        # The reserve is as long as the longest, where that is longer than the new record.
+        (1, 10, 5, 1000, 40),
+        (1, 10, 20, 1000, 80),
+        # In as many slots, where a quarter of them stays free, or there may be no more.
+        (10, 0, 10, 1000, 40),
+        (11, 0, 10, 1000, 80),
+        (11, 0, 10, 40, 40),
+        (20, 0, 10, 0, 40),
+        (21, 0, 10, 0, None),
+    ],
+)
+def test_the_capacity_to_go_on_with(
+    singles: int, long: int, room: int, limit: int, expected: int | None
+) -> None:
+    table = make_writer(40, 128)
+    add(table, *range(singles))
+    if long:
+        add(table, 99, metadata={"a": "x" * (128 * long - 150)})
+        assert table.space.longest == long
+    assert capacity_for(table, room, limit) == expected
 
 
 def test_room_for_its_end_stays_to_each_session_that_lives() -> None:

@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import ME, make_writer, reader_of, session, successor_of
+from support import ME, keep_free, make_writer, reader_of, session, successor_of
 from tables import add, both_ways, state_of
 
 from jidoka_shm import seqlock
@@ -415,6 +415,15 @@ def test_a_writer_that_lost_count_of_its_slots_says_so(
     assert writer.check() == []
     break_it(writer)
     assert writer.check() == ["a slot is neither free nor in use, or both, or twice either"]
+    assert reader_of(writer).check() == []
+
+
+def test_a_writer_without_a_reserve_says_so() -> None:
+    writer = make_writer(20, 128)
+    add(writer, 10, metadata={"a": "x" * 500})
+    free = sorted(writer.space)
+    keep_free(writer, free)
+    assert writer.check() == ["no free run is as long as the longest record"]
     assert reader_of(writer).check() == []
 
 
@@ -847,10 +856,16 @@ def test_a_record_that_outgrows_a_full_table_is_refused_and_changes_nothing(slot
     assert state_of(writer) == before
 
 
+@pytest.mark.parametrize(
+    ("longest", "moves"),
+    # The spare slots lie together, and are a reserve for a record of 7; for one of 20 they are not.
+    [(7, False), (20, True)],
+)
 def test_a_change_cut_short_between_its_two_commits_leaves_a_reserve_to_the_next_writer(
-    monkeypatch: pytest.MonkeyPatch,
+    longest: int, *, moves: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writer = _full_of(7, 3, 1)
+    lengths = (longest, 3, 1)
+    writer = _full_of(*lengths)
     commit = seqlock.commit
 
     def once(*arguments: object) -> None:
@@ -862,14 +877,16 @@ def test_a_change_cut_short_between_its_two_commits_leaves_a_reserve_to_the_next
     with pytest.raises(KeyboardInterrupt):
         writer.replace(2, made)
     monkeypatch.undo()
+    reserve = _slot(writer, 2)
     fresh, kept, dropped = _resume(writer)
+    assert (_slot(fresh, 2) != reserve) is moves
     assert ([each.session_id.int for each in kept], dropped) == ([1, 3, 2], ())
     found = _get(fresh, 2)
     assert found is not None
     assert (found.status, found.metadata) == (made.status, made.metadata)
-    assert found.version >= made.version
+    assert (found.version > made.version) is moves
     for key in (1, 2, 3):
-        fresh.replace(key, _long(fresh, key, (7, 3, 1)[key - 1]))
+        fresh.replace(key, _long(fresh, key, lengths[key - 1]))
     assert fresh.check() == []
 
 
