@@ -131,6 +131,9 @@ class FreeSlots:
     def take_instead(self, length: int, old: int) -> int | None:
         """Return as ``take`` does for the next version of a record; the old one's stay taken.
 
+        None for one that takes no more of them means that it is to be committed twice, which is
+        cheaper than to look for more room at each change in a full table.
+
         Args:
             length: the slots of the new record.
             old: the first slot of the old one.
@@ -142,6 +145,7 @@ class FreeSlots:
             # The slots that the old record gives back will be the reserve.
             start = self._fit(length, 0)
         elif start is None and length > had:
+            # What is refused makes the table grow, so nothing may be overlooked.
             self.settle()
             start = self._fit(length, kept)
         if start is not None:
@@ -197,6 +201,7 @@ class FreeSlots:
         """Return how many adjacent slots a new record finds at most, a reserve for it left."""
         lengths = chain.from_iterable([n] * min(count, 2) for n, count in self.runs().items())
         second, first = [0, 0, *lengths][-2:]
+        # Out of one run it leaves as much as it takes, or as the longest record, if that is more.
         half = first // 2
         return max(second, half if half >= self.longest else first - self.longest)
 
@@ -217,13 +222,16 @@ class FreeSlots:
         self._put(start + length, had - length)
 
     def _fit(self, length: int, kept: int) -> int | None:
-        """Return the first slot of the shortest run that will do; another of ``kept`` stays."""
+        """Take slots out of the shortest run that will do, and return the first; None where none.
+
+        One does where a run of ``kept`` stays, be it another one or what is left of this.
+        """
         lengths = sorted(self._runs)
         for run in lengths:
-            others = lengths[-1]
-            if run == others and len(self._runs[run]) == 1:
-                others = lengths[-2] if len(lengths) > 1 else 0
-            if run >= length and max(others, run - length) >= kept:
+            other = lengths[-1]
+            if run == other and len(self._runs[run]) == 1:
+                other = lengths[-2] if len(lengths) > 1 else 0
+            if run >= length and max(other, run - length) >= kept:
                 start = self._pop(run)
                 self._put(start + length, run - length)
                 return start
