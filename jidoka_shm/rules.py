@@ -91,27 +91,28 @@ class SessionRules:
             raise SessionExists(session_id)
         packed, deadline = first_payload(maps, owner, ttl, now, request)
         created = whole_microseconds(now.wall)
-        session = Session(
-            session_id=session_id,
-            version=self.table.next_version(),
-            status=_INITIALIZING,
-            pid=None if owner is None else owner.pid,
-            _created=created,
-            _updated=created,
-            _payload=packed,
-        )
-        try:
-            self.table.insert(session)
-        except RecordTooLarge:
-            if request is None:
-                raise
-            # What fits without the id of its request must not fail for it.
-            return self.create(session_id, maps=maps, owner=owner, ttl=ttl, now=now)
-        except RegistryFull as full:
-            self.make_room(session_id, full, now)
-            # Anew, for in the making of room a version may have been used up.
-            again: dict[str, Any] = {"maps": maps, "owner": owner, "ttl": ttl, "request": request}
-            return self.create(session_id, now=now, **again)
+        while True:
+            session = Session(
+                session_id=session_id,
+                # Asked for anew: in the making of room a version may have been used up.
+                version=self.table.next_version(),
+                status=_INITIALIZING,
+                pid=None if owner is None else owner.pid,
+                _created=created,
+                _updated=created,
+                _payload=packed,
+            )
+            try:
+                self.table.insert(session)
+                break
+            except RecordTooLarge:
+                if request is None:
+                    raise
+                # What fits without the id of its request must not fail for it.
+                request = None
+                packed, _ = first_payload(maps, owner, ttl, now, request)
+            except RegistryFull as full:
+                self.make_room(session_id, full, now)
         if deadline is not None:
             self._deadlines.set(session_id.int, deadline)
         if owner is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NoReturn
 from uuid import UUID
@@ -22,7 +23,13 @@ from jidoka_shm.errors import (
     SessionNotFound,
     VersionConflict,
 )
-from jidoka_shm.layout import ROOM_TO_END, SLOT_HEADER_SIZE, SLOT_MASK, SPARE_SLOTS
+from jidoka_shm.layout import (
+    MAX_DISTANCE,
+    ROOM_TO_END,
+    SLOT_HEADER_SIZE,
+    SLOT_MASK,
+    SPARE_SLOTS,
+)
 from jidoka_shm.maps import encode_map
 from jidoka_shm.marks import Instant
 from jidoka_shm.registry import Registry
@@ -591,6 +598,22 @@ def test_a_record_for_which_what_is_due_makes_too_little_room_still_makes_the_ta
         registry.update(UUID(int=1), now=at(DELAY), metadata=_map({"a": "x" * 2000}))
     assert grown == [None]
     assert registry.find(UUID(int=0)) is None
+
+
+def test_as_much_as_is_due_may_be_removed_for_one_creation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("jidoka_shm.registry.BATCH", 1)
+    registry = make_registry(make_writer(2000, 128))
+    size = registry.table.geometry.index_size
+    for turn in range(MAX_DISTANCE + 1):
+        _create(registry, 3 + turn * size)
+    for key in range(1000, 1000 + sys.getrecursionlimit()):
+        _create(registry, key)
+        registry.terminate(UUID(int=key), error=None, now=at(0))
+    with pytest.raises(RegistryFull, match="entries near"):
+        _create(registry, 3 + 999 * size, at(DELAY))
+    assert len(registry.table.occupied()[0]) == MAX_DISTANCE + 1
 
 
 def test_a_damaged_session_that_is_due_keeps_no_table_from_growing() -> None:
