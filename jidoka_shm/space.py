@@ -169,7 +169,7 @@ class FreeSlots:
             at = start + run - length if start == old + length else start
             near = start in {old + length, old - run}
             if run >= length and before + after + length * (not near) >= self.longest:
-                self._runs[run].remove(start)
+                (self.singles if run == 1 else self._runs[run]).remove(start)
                 self._runs = {n: starts for n, starts in self._runs.items() if starts}
                 self._put(start, at - start)
                 self._put(at + length, start + run - at - length)
