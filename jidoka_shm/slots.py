@@ -49,7 +49,7 @@ Copy = tuple[Head, bytes]
 DAMAGED: Final[Copy] = ((b"", 0, 0, 0, 0, 0, 0), b"")
 
 
-#: Bytes of slots that ``inspect`` copies at a time, or one slot where that is larger.
+#: Bytes of records that ``inspect`` copies at a time, or one record where that is larger.
 _PART: Final = 1 << 21
 
 #: The id that stands for a record that ``inspect`` could not copy.
@@ -232,12 +232,23 @@ class Slots:
 
         Only for memory at rest: while a writer writes, what is wrong may be the copy.
         """
-        # In parts, since copies of all records would take as much memory as the registry.
-        part = max(_PART // self.slot_size, 1)
-        for begin in range(0, len(words), part):
-            copies = [self.copy_whole_verified(word) for word in words[begin : begin + part]]
+        for copies in self._copied_in_parts(words):
             ids = decode_ids(b"".join([copy[0][0] or _NO_ID for copy in copies]))
             yield from map(_inspected, ids, copies)
+
+    def _copied_in_parts(self, words: list[int]) -> Iterator[list[Copy]]:
+        # Since copies of all records would take as much memory as the registry.
+        copies: list[Copy] = []
+        size = 0
+        for word in words:
+            copy = self.copy_whole_verified(word)
+            copies.append(copy)
+            # Of what is short, the objects around it take more than it does itself.
+            size += max(self.slot_size, len(copy[1]))
+            if size >= _PART:
+                yield copies
+                copies, size = [], 0
+        yield copies
 
 
 def _inspected(session_id: UUID, copy: Copy) -> Session | str:
