@@ -108,7 +108,13 @@ class SessionRules:
             # What fits without the id of its request must not fail for it.
             return self.create(session_id, maps=maps, owner=owner, ttl=ttl, now=now)
         except RegistryFull as full:
-            self.make_room(session_id, full, now)
+            try:
+                self.make_room(session_id, full, now)
+            except RegistryFull:
+                # As above: without the id it may take a slot less.
+                if request is None:
+                    raise
+                request = None
             # Anew, for in the making of room a version may have been used up.
             again: dict[str, Any] = {"maps": maps, "owner": owner, "ttl": ttl, "request": request}
             return self.create(session_id, now=now, **again)
