@@ -84,8 +84,8 @@ class OnceOnly:
 
     @property
     def longest(self) -> int:
-        """The bytes of a record's payload, at most."""
-        return self._registry.table.max_record_size - SLOT_HEADER_SIZE
+        """The bytes of a record's payload, at most; of what is there, too."""
+        return self._registry.table.longest_record() - SLOT_HEADER_SIZE
 
     def create(
         self,

@@ -167,6 +167,11 @@ class RecordWriter(SessionTable):
         room = self.space.length_of(slot) * self.geometry.slot_size
         return min(room, self._limit_at(slot) + ROOM_TO_END)
 
+    def longest_record(self) -> int:
+        """Return how many bytes no record is longer than, after any change."""
+        there = max(self.space.longest, 1) * self.geometry.slot_size
+        return max(self.max_record_size, there)
+
     def _pack(self, session: Session, old: int | None = None) -> bytes:
         packed = pack_slot(session)
         if len(packed) > self._limit:

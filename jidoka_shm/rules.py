@@ -112,7 +112,14 @@ class SessionRules:
                 request = None
                 packed, _ = first_payload(maps, owner, ttl, now, request)
             except RegistryFull as full:
-                self.make_room(session_id, full, now)
+                try:
+                    self.make_room(session_id, full, now)
+                except RegistryFull:
+                    if request is None:
+                        raise
+                    # As above: without it the record may take a slot less.
+                    request = None
+                    packed, _ = first_payload(maps, owner, ttl, now, request)
         if deadline is not None:
             self._deadlines.set(session_id.int, deadline)
         if owner is not None:

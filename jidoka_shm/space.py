@@ -217,8 +217,9 @@ class FreeSlots:
     def cut(self, start: int, length: int) -> None:
         """Take the last slots of a record that became shorter, in its place, as free."""
         had = self.records.pop(start)
-        self._count(had, -1)
+        # First, for another thread that asks for the longest.
         self._hold(start, length)
+        self._count(had, -1)
         self._put(start + length, had - length)
 
     def _fit(self, length: int, kept: int) -> int | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from uuid import UUID
 
 import numpy as np
 import pytest
 from host import path_of, run_script
-from support import make_writer, session
+from support import ME, make_writer, session, successor_of
 
 from jidoka_shm import SessionManager
 from jidoka_shm.layout import Geometry
@@ -54,6 +55,18 @@ def test_a_reader_takes_little_memory_of_its_own(name: str) -> None:
         taken = int(run_script(code, name, *ids))
         manager.unlink()
     assert taken < 4 * 1024 * 1024
+
+
+def test_taking_up_long_records_takes_the_memory_of_a_few() -> None:
+    writer = make_writer(8192, 4096)
+    for key in range(24):
+        writer.insert(session(writer, key, metadata={"a": "x" * (1 << 20)}))
+    tracemalloc.start()
+    try:
+        successor_of(writer).resume(ME, lambda _: None)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_look_ups_stay_short_in_a_full_table_that_changes_for_ever() -> None:

@@ -976,6 +976,24 @@ def test_a_creation_that_fits_without_its_request_is_made(
     assert _get(registry, 3) is None
 
 
+@pytest.mark.parametrize("other", [4, 0])
+def test_a_creation_that_finds_slots_only_without_its_request_is_made(other: int) -> None:
+    registry = make_registry(make_writer(5, 128))
+    for key in range(other):
+        _create(registry, key)
+    full = {"fill": "x" * (128 - SLOT_HEADER_SIZE - ROOM_TO_END - len(b"\x92\x81\xa4fill\xb7\x80"))}
+    if not other:
+        # With the request it takes two slots, and a reserve for it two more.
+        _create(registry, 8, request=REQUEST, metadata=full)
+        assert _request_of(registry, 8) == REQUEST
+    _create(registry, 9, request=REQUEST, metadata=full)
+    assert _request_of(registry, 9) is None
+    assert registry.table.check() == []
+    if other:
+        with pytest.raises(RegistryFull):
+            _create(registry, 10, request=REQUEST, metadata=full)
+
+
 def test_an_update_that_does_not_fit_even_without_its_request_changes_nothing(
     registry: Registry,
 ) -> None:

@@ -251,6 +251,29 @@ def test_a_map_that_no_record_holds_is_refused_before_it_is_decoded(
     assert decoded == ([] if beyond else [limit])
 
 
+@pytest.mark.parametrize("slot_size", [128, 2048])
+def test_a_map_that_only_a_record_that_is_there_has_room_for_is_decoded(
+    bench: Bench, slot_size: int
+) -> None:
+    """Its writer had a larger limit; a map that was never looked at must not come into it."""
+    bench.writer = make_writer(40, slot_size)
+    bench.registry = make_registry(bench.writer)
+    long = {"a": "x" * 1000}
+    maps = msgspec.msgpack.encode([long, {}])
+    bench.registry.create(KEY, maps=maps, owner=None, ttl=None, now=NOW)
+    bench.writer.max_record_size = 512
+    bench.succeed()
+    update = wire.update(KEY)
+    for raw in (_emptys(900), b"\x81\xa1a" + b"\x91" * 900 + b"\xc0"):
+        fields = msgspec.structs.replace(update.fields, metadata=_raw(raw))
+        error = _refused(bench, msgspec.structs.replace(update, fields=fields))
+        assert not isinstance(error, errors.RecordTooLarge)
+    assert isinstance(bench.ask(wire.update(KEY, metadata=long)), Done)
+    longer = {"a": "x" * 3000}
+    error = _refused(bench, wire.update(KEY, metadata=longer))
+    assert isinstance(error, errors.RecordTooLarge)
+
+
 def test_what_no_record_holds_is_asked_all_else_first(bench: Bench) -> None:
     long = {"a": "x" * 1000}
     for fields, kind in (

@@ -165,6 +165,16 @@ def test_whatever_comes_and_goes_no_slot_is_lost_or_given_twice(
 # ---------------------------------------------------------------------------- taken up
 
 
+def test_a_record_of_one_slot_may_move_to_a_single_one() -> None:
+    """As where damage brought back a record that stood in what is the reserve now."""
+    space = FreeSlots.of(np.array([5, 7, 20], np.int64), {0: 3})
+    assert space.take_apart(6) == 20
+    space.give_back(6)
+    space.settle()
+    assert space.has_reserve()
+    assert sorted(space) == [5, 6, 7]
+
+
 def test_what_was_taken_up_is_put_together_and_made_ready() -> None:
     free = np.array([*range(3), *range(10, 50)], np.int64)
     space = FreeSlots.of(free, {5: 4})
