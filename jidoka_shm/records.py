@@ -60,9 +60,8 @@ class RecordWriter(SessionTable):
         super().__init__(memory, control.change, geometry)
         self.control = control
         self.max_record_size = max_record_size
-        #: Bytes of a live record that takes one slot, and of any, at most.
+        #: Bytes of a live record that takes one slot, at most.
         self._short = geometry.slot_size - ROOM_TO_END
-        self._limit = max_record_size - ROOM_TO_END
         self.space = FreeSlots(0, geometry.slot_count, {})
         #: What the last commit of a session put into its slots: header, crcs and payload.
         self.packed = b""
@@ -174,7 +173,7 @@ class RecordWriter(SessionTable):
 
     def _pack(self, session: Session, old: int | None = None) -> bytes:
         packed = pack_slot(session)
-        if len(packed) > self._limit:
+        if len(packed) > self.max_record_size - ROOM_TO_END:
             limit = self._limit_at(old)
             if session.status is _TERMINATED:
                 limit += ROOM_TO_END
@@ -186,7 +185,7 @@ class RecordWriter(SessionTable):
         """Return the bytes that a live record may take, in place of the one at ``slot``."""
         # What is there already may stay as long as it is, whatever the limit has become.
         size = 0 if slot is None else SLOT_HEADER_SIZE + self.slots.copy_head(slot)[0][5]
-        return max(self._limit, size)
+        return max(self.max_record_size - ROOM_TO_END, size)
 
     def _run_length(self, packed: bytes, session: Session) -> int:
         """Return how many slots a record takes."""
