@@ -146,11 +146,14 @@ class Registry(SessionRules):
             raise full
         # What is due may not have had its turn, where creates follow one another without a pause:
         # a table must not grow for it.
+        removed = 0
         try:
-            removed = self.expire(now)
+            # As many as may do, or each part of them would be tried by itself.
+            while removed < full.needed and (done := self.expire(now)):
+                removed += done
         except CorruptRegistry:
             # That of another session. The turn that it is waiting for recovers it.
-            removed = 0
+            pass
         if removed:
             return
         if self._grow is None:

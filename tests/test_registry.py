@@ -616,6 +616,29 @@ def test_as_much_as_is_due_may_be_removed_for_one_creation(
     assert len(registry.table.occupied()[0]) == MAX_DISTANCE + 1
 
 
+def test_a_long_record_has_as_much_of_what_is_due_removed_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("jidoka_shm.registry.BATCH", 4)
+    registry = make_registry(make_writer(200, 128))
+    for key in range(200):
+        _create(registry, key)
+    for key in range(200):
+        registry.terminate(UUID(int=key), error=None, now=at(0))
+    asked: list[RegistryFull] = []
+    make_room = registry.make_room
+
+    def count(key: UUID | None, full: RegistryFull, now: Instant) -> None:
+        asked.append(full)
+        make_room(key, full, now)
+
+    monkeypatch.setattr(registry, "make_room", count)
+    _create(registry, 9999, at(DELAY), metadata={"a": "x" * 10_000})
+    # In parts of what it takes, and not of four: as much again for the reserve, and what is spare.
+    assert len(asked) <= 4
+    assert asked[0].needed > 70
+
+
 def test_a_damaged_session_that_is_due_keeps_no_table_from_growing() -> None:
     grown: list[UUID] = []
 
