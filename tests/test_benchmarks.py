@@ -105,7 +105,8 @@ def test_each_system_does_each_row_that_it_has(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "suite", ["service", "scaling", "growth", "sizes", "memory", "start", "watching", "probes"]
+    "suite",
+    ["service", "scaling", "growth", "sizes", "memory", "start", "watching", "probes", "parts"],
 )
 def test_each_suite_runs_and_says_what_it_found(
     suite: str, folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from . import growth, listing, memory, probes, read, scaling, service, sizes, start, watching, write
+from . import (
+    growth,
+    listing,
+    memory,
+    parts,
+    probes,
+    read,
+    scaling,
+    service,
+    sizes,
+    start,
+    watching,
+    write,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,5 +54,6 @@ SUITES: Final = {
         start,
         watching,
         probes,
+        parts,
     )
 }
