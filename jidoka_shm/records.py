@@ -94,7 +94,7 @@ class RecordWriter(SessionTable):
         """
         # First: for a record that fits nowhere no room is to be made.
         packed = self._pack(session)
-        length = self._run_length(packed, session)
+        length = 1 if len(packed) <= self._short else self._run_length(packed, session)
         home = session.session_id.int % self._index_size
         entry = self._empty_entry(home)
         slot = self._take_slots(length)
@@ -116,9 +116,11 @@ class RecordWriter(SessionTable):
         """
         old = self.index.words[entry] & SLOT_MASK
         packed = self._pack(session, old)
-        length, space = self._run_length(packed, session), self.space
+        # Without a call for what is short.
+        length = 1 if len(packed) <= self._short else self._run_length(packed, session)
         if length > 1:
             return self._replace_run(entry, session, packed, length, old)
+        space = self.space
         # From the queue's far end: the slot that has rested longest, so that a reader still
         # copying a record just replaced is the least likely to see it overwritten.
         self._commit(entry, session.version, space.singles.popleft(), packed)
@@ -188,9 +190,7 @@ class RecordWriter(SessionTable):
         return max(self.max_record_size - ROOM_TO_END, size)
 
     def _run_length(self, packed: bytes, session: Session) -> int:
-        """Return how many slots a record takes."""
-        if len(packed) <= self._short:
-            return 1
+        """Return how many slots a record takes that is not short."""
         code = CODE_OF_STATUS[session.status]
         return self.geometry.run_length(len(packed) - SLOT_HEADER_SIZE, code)
 

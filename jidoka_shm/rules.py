@@ -166,10 +166,11 @@ class SessionRules:
             changes["deadline"] = now.monotonic + self._cleanup_delay
             # Nobody need know any more whether that process lives.
             owner = None
-        fields: dict[str, Any] = {"status": status, "pid": pid, "request": request}
         while True:
             try:
-                changed = self._replace(entry, session, now, changes, **fields)
+                changed = self._replace(
+                    entry, session, now, changes, status=status, pid=pid, request=request
+                )
                 break
             except RegistryFull as full:
                 # Again and again, for what was due may not have left so many adjacent slots.

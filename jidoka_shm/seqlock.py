@@ -153,7 +153,7 @@ def quick_look_up(  # noqa: C901 - the function inside is one frame, as said
         in the table; or to None where that takes a closer look.
     """
     words, size = index.words, len(reach)
-    unpack, memory = slots.unpack, slots.memory
+    unpack_from, memory = slots.unpack_from, slots.memory
     begin, slot_size, limit, last = slots.begin, slots.slot_size, slots.limit, slots.end
     statuses = STATUS_OF_CODE
 
@@ -169,7 +169,7 @@ def quick_look_up(  # noqa: C901 - the function inside is one frame, as said
             if word > CLOSED:
                 start = begin + (word & SLOT_MASK) * slot_size
                 try:
-                    found, version, created, updated, pid, length, code = unpack(start)
+                    found, version, created, updated, pid, length, code = unpack_from(memory, start)
                     status = statuses[code]
                 except (struct.error, KeyError):
                     return None
@@ -209,7 +209,8 @@ def quick_glance(
     The same steps once more: shared, each look-up would pay for a call.
     """
     words, size = index.words, len(reach)
-    unpack, begin, slot_size = slots.unpack_brief, slots.begin, slots.slot_size
+    unpack_brief, memory = slots.unpack_brief, slots.memory
+    begin, slot_size = slots.begin, slots.slot_size
     statuses = STATUS_OF_CODE
 
     def glance(session_id: UUID) -> Glance | tuple[()] | None:
@@ -220,7 +221,7 @@ def quick_glance(
             word = words[entry]
             if word > CLOSED:
                 try:
-                    found, pid, code = unpack(begin + (word & SLOT_MASK) * slot_size)
+                    found, pid, code = unpack_brief(memory, begin + (word & SLOT_MASK) * slot_size)
                     status = statuses[code]
                 except (struct.error, KeyError):
                     return None

@@ -6,7 +6,6 @@ it was copied; ``seqlock.SequenceWords.read`` is what makes it one, and calls th
 
 from __future__ import annotations
 
-import functools
 import struct
 import zlib
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -108,11 +107,9 @@ class Slots:
         self.limit = MAX_RECORD_SIZE - SLOT_HEADER_SIZE
         self.end = geometry.size
         #: Return the head at an offset of the memory.
-        self.unpack: Callable[[int], Head] = functools.partial(SLOT_HEAD.unpack_from, memory)
+        self.unpack_from: Callable[[Memory, int], Head] = SLOT_HEAD.unpack_from
         #: Return id, owner pid and status code at an offset of the memory.
-        self.unpack_brief: Callable[[int], tuple[bytes, int, int]] = functools.partial(
-            SLOT_BRIEF.unpack_from, memory
-        )
+        self.unpack_brief: Callable[[Memory, int], tuple[bytes, int, int]] = SLOT_BRIEF.unpack_from
         self.count = geometry.slot_count
         # frombuffer holds the buffer; an ndarray made with buffer= does not, and reading that
         # after the mapping is gone is a segmentation fault.
@@ -132,7 +129,7 @@ class Slots:
     def copy_head(self, word: int) -> Copy:
         """Return the slot's head, with an empty payload."""
         try:
-            return self.unpack(self.begin + (word & SLOT_MASK) * self.slot_size), b""
+            return self.unpack_from(self.memory, self.offset(word & SLOT_MASK)), b""
         except struct.error:
             return DAMAGED
 
@@ -140,7 +137,7 @@ class Slots:
         """Return the head and payload of the record that begins in the slot."""
         start = self.begin + (word & SLOT_MASK) * self.slot_size
         try:
-            head = self.unpack(start)
+            head = self.unpack_from(self.memory, start)
         except struct.error:
             return DAMAGED
         start += SLOT_HEADER_SIZE

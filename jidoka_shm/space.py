@@ -208,11 +208,14 @@ class FreeSlots:
     def give_back(self, start: int) -> None:
         """Take the slots of a record that is no more as free."""
         length = self.records.pop(start, 1)
+        if length == 1:
+            # Of each change of a short record, so without a call.
+            self.singles.append(start)
+            return
         self._put(start, length)
-        if length > 1:
-            self._count(length, -1)
-            # What replaced it may have taken a single slot.
-            self._stock(SPARE_SLOTS)
+        self._count(length, -1)
+        # What replaced it may have taken a single slot.
+        self._stock(SPARE_SLOTS)
 
     def cut(self, start: int, length: int) -> None:
         """Take the last slots of a record that became shorter, in its place, as free."""

@@ -44,7 +44,8 @@ TOTALS = {"schedules": 0, "outcomes": 0}
 
 #: What the text of a line that loads live shared memory holds.
 LOADS = re.compile(
-    r"words\[|reach\[|change\[|memory\[|_headers\[|_words != |[^_]unpack\(", re.ASCII
+    r"words\[|reach\[|change\[|memory\[|_headers\[|_words != |unpack_from\(|unpack_brief\(",
+    re.ASCII,
 )
 
 

@@ -16,6 +16,7 @@ from jidoka_shm.maps import encode_maps
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from jidoka_shm.layout import Memory
     from jidoka_shm.session import Session
     from jidoka_shm.slots import Slots
     from jidoka_shm.writer import TableWriter
@@ -74,12 +75,14 @@ class MetSlots:
     def __init__(self, slots: Slots, commit: Callable[[], object]) -> None:
         self.memory, self.begin = slots.memory, slots.begin
         self.slot_size, self.limit, self.end = slots.slot_size, slots.limit, slots.end
-        self.unpack = self._met(slots.unpack, commit)
+        self.unpack_from = self._met(slots.unpack_from, commit)
         self.unpack_brief = self._met(slots.unpack_brief, commit)
 
-    def _met(self, unpack: Callable[[int], T], commit: Callable[[], object]) -> Callable[[int], T]:
-        def met(at: int) -> T:
-            head = unpack(at)
+    def _met(
+        self, unpack: Callable[[Memory, int], T], commit: Callable[[], object]
+    ) -> Callable[[Memory, int], T]:
+        def met(memory: Memory, at: int) -> T:
+            head = unpack(memory, at)
             commit()
             return head
 

@@ -125,7 +125,7 @@ def _repeated(reader: SessionReader) -> dict[str, Step]:
 def _fresh(reader: SessionReader) -> dict[str, Step]:  # noqa: C901 - a function a step
     table = reader._view.table  # noqa: SLF001 - as above
     words, reach, slots = table.index.words, table.reach, table.slots
-    unpack, memory, size = slots.unpack, slots.memory, len(table.reach)
+    unpack_from, memory, size = slots.unpack_from, slots.memory, len(table.reach)
     begin, slot_size, statuses = slots.begin, slots.slot_size, STATUS_OF_CODE
 
     def home(session_id: UUID) -> Any:  # noqa: ANN401 - whatever a step comes to
@@ -148,7 +148,7 @@ def _fresh(reader: SessionReader) -> dict[str, Step]:  # noqa: C901 - a function
         while entry < end:
             found = words[entry]
             if found > CLOSED:
-                fields = unpack(begin + (found & SLOT_MASK) * slot_size)
+                fields = unpack_from(memory, begin + (found & SLOT_MASK) * slot_size)
                 if fields[0] == key.to_bytes(16):
                     return fields
             entry += 1
@@ -162,7 +162,7 @@ def _fresh(reader: SessionReader) -> dict[str, Step]:  # noqa: C901 - a function
             found = words[entry]
             if found > CLOSED:
                 start = begin + (found & SLOT_MASK) * slot_size
-                fields = unpack(start)
+                fields = unpack_from(memory, start)
                 if fields[0] == key.to_bytes(16):
                     start += SLOT_HEADER_SIZE
                     raw = memory[start : start + fields[5]]
@@ -178,7 +178,7 @@ def _fresh(reader: SessionReader) -> dict[str, Step]:  # noqa: C901 - a function
             found = words[entry]
             if found > CLOSED:
                 start = begin + (found & SLOT_MASK) * slot_size
-                which, version, created, updated, pid, length, code = unpack(start)
+                which, version, created, updated, pid, length, code = unpack_from(memory, start)
                 if which == key.to_bytes(16):
                     start += SLOT_HEADER_SIZE
                     raw = memory[start : start + length]
