@@ -6,6 +6,7 @@ nothing.
 
 from __future__ import annotations
 
+import abc
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET, UnsetType
@@ -39,7 +40,7 @@ _INITIALIZING: Final = SessionStatus.INITIALIZING
 _TERMINATED: Final = SessionStatus.TERMINATED
 
 
-class SessionRules:
+class SessionRules(abc.ABC):
     """The changes to the sessions of one table, each as its rules allow."""
 
     def __init__(self, table: TableWriter, control: ControlWriter, *, cleanup_delay: int) -> None:
@@ -56,9 +57,9 @@ class SessionRules:
         self._deadlines = Deadlines()
         self.owners = Owners()
 
+    @abc.abstractmethod
     def make_room(self, newcomer: UUID | None, full: RegistryFull, now: Instant) -> None:
-        """Make room for a record, or raise ``full``."""
-        raise NotImplementedError
+        """Make some room for a record, or raise ``full``; it may not be enough yet."""
 
     # ------------------------------------------------------------------ changes
 

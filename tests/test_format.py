@@ -716,11 +716,11 @@ def at_first_call(
 ) -> None:
     """Do something around the first call of a table's method, with the argument ``when``."""
     original = getattr(format_reader._Table, method)
-    todo = [True]
+    pending = [True]
 
     def stand_in(self: object, argument: int) -> object:
-        if when in {None, argument} and todo:
-            todo.clear()
+        if when in {None, argument} and pending:
+            pending.clear()
             before()
             result = original(self, argument)
             after()

@@ -110,6 +110,7 @@ ORDER = (
 #: What a pure module may import from outside the package: values and arithmetic.
 VALUES = {
     "__future__",
+    "abc",
     "collections",
     "dataclasses",
     "datetime",

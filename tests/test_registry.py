@@ -569,6 +569,16 @@ def test_each_kind_of_error_of_a_change_is_among_the_failures() -> None:
     }
 
 
+def _refusing(asked: list[UUID | None]) -> Callable[[UUID | None, RegistryFull], NoReturn]:
+    """Return what makes no room, and notes for which session it was asked."""
+
+    def grow(key: UUID | None, full: RegistryFull) -> NoReturn:
+        asked.append(key)
+        raise full
+
+    return grow
+
+
 @pytest.mark.parametrize("ended", [1, 4])
 def test_what_is_due_makes_room_before_the_table_grows(ended: int) -> None:
     grown: list[UUID] = []
@@ -585,12 +595,7 @@ def test_what_is_due_makes_room_before_the_table_grows(ended: int) -> None:
 
 def test_a_record_for_which_what_is_due_makes_too_little_room_still_makes_the_table_grow() -> None:
     grown: list[UUID | None] = []
-
-    def make_room(key: UUID | None, full: RegistryFull) -> NoReturn:
-        grown.append(key)
-        raise full
-
-    registry = make_registry(make_writer(4), grow=make_room)
+    registry = make_registry(make_writer(4), grow=_refusing(grown))
     for key in range(4):
         _create(registry, key)
     registry.terminate(UUID(int=0), error=None, now=at(0))
@@ -640,13 +645,8 @@ def test_a_long_record_has_as_much_of_what_is_due_removed_at_once(
 
 
 def test_a_damaged_session_that_is_due_keeps_no_table_from_growing() -> None:
-    grown: list[UUID] = []
-
-    def make_room(key: UUID, full: RegistryFull) -> NoReturn:
-        grown.append(key)
-        raise full
-
-    registry = make_registry(make_writer(4), grow=make_room)
+    grown: list[UUID | None] = []
+    registry = make_registry(make_writer(4), grow=_refusing(grown))
     for key in range(4):
         _create(registry, key)
     registry.terminate(UUID(int=0), error=None, now=at(0))

@@ -143,14 +143,14 @@ def terminate(name: str, session_id: UUID, *, error: str | None, as_json: bool) 
     "--capacity",
     type=click.IntRange(min=1),
     required=True,
-    metavar="SESSIONS",
-    help="Sessions that fit then.",
+    metavar="SLOTS",
+    help="Slots then; a session takes one or more.",
 )
 @click.option(
     "--slot-size",
     type=click.IntRange(min=1),
     metavar="BYTES",
-    help="Bytes a session then, a multiple of 64; default: as before.",
+    help="Bytes a slot then, a multiple of 64; default: as before.",
 )
 @json_option
 def resize(name: str, *, capacity: int, slot_size: int | None, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from uuid import UUID, uuid5
 import msgspec
 
 from jidoka_shm.arguments import MAX_RECORD_SIZE, SLOT_SIZE
+from jidoka_shm.growth import slots_for
 from jidoka_shm.layout import ROOM_TO_END, SLOT_HEADER_SIZE, Geometry
 from jidoka_shm.maps import encode_map
 
@@ -74,7 +75,7 @@ def capacity_for(samples: list[Sample]) -> int:
     """Return the slots that all samples need: with more, none would be written anew so soon."""
     geometry = Geometry.for_capacity(len(samples), SLOT_SIZE)
     runs = [geometry.run_length(1 + _size(sample), 0) for sample in samples]
-    return sum(runs) + max(runs)
+    return sum(runs) + slots_for(0, max(runs))
 
 
 def save(path: Path, samples: list[Sample]) -> None:
