@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import operator
-import re
 from typing import Final
 from uuid import UUID
+
+import msgspec
 
 from .errors import InvalidSessionId, shown
 
@@ -104,11 +105,8 @@ def check_mode(value: object) -> int:
     return number
 
 
-# Spelled out, because int(text, 16) takes underscores and the digits of other scripts.
-_ID_TEXT: Final = re.compile(
-    r"(?:session_)?([0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})",
-    re.ASCII | re.IGNORECASE,
-)
+#: What may stand before an id's text, in any case.
+_PREFIX: Final = "session_"
 
 
 def parse_session_id(value: object) -> UUID:
@@ -119,10 +117,16 @@ def parse_session_id(value: object) -> UUID:
     """
     if isinstance(value, UUID):
         return value if type(value) is UUID else UUID(int=value.int)
-    match = _ID_TEXT.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        raise InvalidSessionId(shown(value))
-    return UUID(match[1])
+    if isinstance(value, str):
+        size = len(_PREFIX)
+        text = value[size:] if value[:size].lower() == _PREFIX else value
+        try:
+            # 32 hexadecimal digits, or these with the four hyphens where they belong, and nothing
+            # else; in a third of the time of UUID(), which takes braces and hyphens anywhere.
+            return msgspec.convert(text, UUID)
+        except (msgspec.ValidationError, UnicodeError):
+            pass
+    raise InvalidSessionId(shown(value))
 
 
 def _as_int(name: str, value: object, wanted: str) -> int:

@@ -100,7 +100,8 @@ class Attachment:
         self.cache = Cache(cache_size)
         self.kept = self.cache.kept
         self.caches = cache_size > 0
-        self.quick_look_up = table.quick_look_up
+        keep = self.cache.keep if self.caches else None
+        self.quick_look_up = table.quick_look_up(keep)
         self.quick_glance = table.quick_glance
         self.listing = Listing(-1, {}, {})
 

@@ -21,6 +21,7 @@ from .errors import (
     SessionNotFound,
 )
 from .handles import Stats
+from .layout import TERMINATED_CODE
 from .scan import count_sessions, scan_headers
 from .session import (
     STATUS_OF_CODE,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .attachment import Listing
-    from .seqlock import Glance
     from .usage import Usage
 
 T = TypeVar("T")
@@ -68,36 +68,40 @@ class SessionReads(Access, Mapping[UUID, Session]):
             SessionNotFound: where it is not there.
             InvalidSessionId: for what is no id.
         """
-        if type(session_id) is UUID:
-            view = self._view
-            hit = view.kept.get(session_id.int)
-            if hit is not None:
-                entry, word, kept = hit
-                if view.words[entry] == word:
-                    return kept
-            found = view.quick_look_up(session_id)
-            if found:
-                if view.caches:
-                    view.cache.keep(session_id, found)
-                return found[2]
-            if found is not None:
-                raise SessionNotFound(session_id)
-        session = self._look_up(session_id)
-        if session is None:
-            raise SessionNotFound(parse_session_id(session_id))
-        return session
+        view = self._view
+        if type(session_id) is not UUID:
+            # A closed handle says so whatever it is asked.
+            view.kept  # noqa: B018 - a detached view raises
+            session_id = parse_session_id(session_id)
+        hit = view.kept.get(session_id.int)
+        if hit is not None:
+            entry, word, session = hit
+            if view.words[entry] == word:
+                return session
+        found = view.quick_look_up(session_id)
+        if found:
+            return found
+        closer = self._look_up(session_id) if found is None else None
+        if closer is None:
+            raise SessionNotFound(session_id)
+        return closer
 
     __getitem__ = get_session_info
 
     def get_session_status(self, session_id: UUID | str) -> SessionStatus:
         """Return a session's status; otherwise as ``get_session_info``, in half its time."""
-        if type(session_id) is UUID:
-            glance = self._view.quick_glance(session_id)
-            if glance:
-                return glance[0]
-            if glance is not None:
-                raise SessionNotFound(session_id)
-        return self._glance(session_id)[0]
+        quick_glance = self._view.quick_glance
+        key = session_id if type(session_id) is UUID else parse_session_id(session_id)
+        glance = quick_glance(key)
+        if glance:
+            try:
+                return STATUS_OF_CODE[glance[2]]
+            except KeyError:
+                # Damage: the closer look says which.
+                glance = None
+        if glance is None:
+            return self._glance(key)[0]
+        raise SessionNotFound(key)
 
     def get_session_pid(self, session_id: UUID | str) -> int | None:
         """Return the pid of a session's owner process, or None where it has none.
@@ -106,13 +110,18 @@ class SessionReads(Access, Mapping[UUID, Session]):
             SessionNotFound: where it is not there, or terminated.
             InvalidSessionId: for what is no id.
         """
-        glance = self._view.quick_glance(session_id) if type(session_id) is UUID else None
-        if glance is not None and not glance:
-            raise SessionNotFound(parse_session_id(session_id))
-        status, pid = glance or self._glance(session_id)
-        if status is _TERMINATED:
-            raise SessionNotFound(parse_session_id(session_id))
-        return pid or None
+        quick_glance = self._view.quick_glance
+        key = session_id if type(session_id) is UUID else parse_session_id(session_id)
+        glance = quick_glance(key)
+        if glance:
+            _, pid, code = glance
+            if 0 < code < TERMINATED_CODE:
+                return pid or None
+        if glance != ():
+            status, pid = self._glance(key)
+            if status is not _TERMINATED:
+                return pid or None
+        raise SessionNotFound(key)
 
     @overload
     def get(self, session_id: object, /) -> Session | None: ...
@@ -121,56 +130,52 @@ class SessionReads(Access, Mapping[UUID, Session]):
     def get(self, session_id: object, /, default: T | None = None) -> Session | T | None:
         """Return a session, or ``default`` where it is not there or ``session_id`` is no id."""
         # Again, and not by a call, which would cost as much as a hit does.
+        view = self._view
+        kept = view.kept
         if type(session_id) is UUID:
-            view = self._view
-            kept = view.kept
-            # Nothing is asked of a cache that keeps nothing: of a miss that would be a tenth.
-            hit = kept.get(session_id.int) if kept else None
-            if hit is not None:
-                entry, word, session = hit
-                if view.words[entry] == word:
-                    return session
-            found = view.quick_look_up(session_id)
-            if found:
-                if view.caches:
-                    view.cache.keep(session_id, found)
-                return found[2]
-            if found is not None:
+            key = session_id
+        else:
+            try:
+                key = parse_session_id(session_id)
+            except InvalidSessionId:
                 return default
-        try:
-            looked = self._look_up(session_id)
-        except InvalidSessionId:
-            return default
-        return default if looked is None else looked
+        hit = kept.get(key.int) if kept else None
+        if hit is not None:
+            entry, word, session = hit
+            if view.words[entry] == word:
+                return session
+        found = view.quick_look_up(key)
+        if found:
+            return found
+        closer = self._look_up(key) if found is None else None
+        return default if closer is None else closer
 
     def __contains__(self, session_id: object) -> bool:
         return self.get(session_id) is not None
 
-    def _look_up(self, session_id: object) -> Session | None:
+    def _look_up(self, session_id: UUID) -> Session | None:
+        """Look up where the quick way leaves the answer open."""
         for _ in range(ATTACHMENTS):
             view = self._view
-            # Before the id is parsed, so that a closed handle says so whatever it is asked.
-            look_up = view.look_up
-            key = session_id if type(session_id) is UUID else parse_session_id(session_id)
             try:
-                return look_up(key)
+                return view.look_up(session_id)
             except TableGone:
                 self._attach_again(view)
         raise ReadContended(ATTACHMENTS)
 
-    def _glance(self, session_id: UUID | str) -> Glance:
+    def _glance(self, session_id: UUID) -> tuple[SessionStatus, int]:
+        """Return status and owner pid, or 0, where the quick way leaves the answer open."""
         for _ in range(ATTACHMENTS):
             view = self._view
             table = view.table
-            key = session_id if type(session_id) is UUID else parse_session_id(session_id)
             try:
-                found = table.find(key, table.copy_head)
+                found = table.find(session_id, table.copy_head)
             except TableGone:
                 self._attach_again(view)
                 continue
             if found is None:
-                raise SessionNotFound(key)
-            return _status(key, found[2][0][6]), found[2][0][4]
+                raise SessionNotFound(session_id)
+            return _status(session_id, found[2][0][6]), found[2][0][4]
         raise ReadContended(ATTACHMENTS)
 
     # ------------------------------------------------------------------ all sessions

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from .errors import ReadContended
 from .layout import CLOSED, EMPTY, GIVEN_UP_REACH, SLOT_HEADER_SIZE, SLOT_MASK
-from .session import STATUS_OF_CODE, Session, SessionStatus
+from .session import STATUS_OF_CODE, Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,12 +45,16 @@ if TYPE_CHECKING:
     from .slots import Slots
 
     Words = memoryview[int]
+    #: What is given each session that was looked up, by its id.
+    Keep = Callable[[UUID, "Found"], None]
+    #: Returns a session; nothing, ``()``, where it is not there; None where that is left open.
+    QuickLookUp = Callable[[UUID], "Session | tuple[()] | None"]
 
 #: Where a session is (entry, word), and the session.
 Found = tuple[int, int, Session]
 
-#: A session's status, and its owner's pid or 0.
-Glance = tuple[SessionStatus, int]
+#: A session's id, its owner's pid or 0, and its status's code, as ``SLOT_BRIEF`` unpacks them.
+Brief = tuple[bytes, int, int]
 
 T = TypeVar("T")
 
@@ -136,8 +140,11 @@ class SequenceWords:
 
 
 def quick_look_up(  # noqa: C901 - the function inside is one frame, as said
-    index: SequenceWords, reach: memoryview[int], slots: Slots
-) -> Callable[[UUID], Found | tuple[()] | None]:
+    index: SequenceWords,
+    reach: memoryview[int],
+    slots: Slots,
+    keep: Keep | None = None,
+) -> QuickLookUp:
     """Return a function that looks up an id where no commit, no damage and no end comes between.
 
     It takes the steps of ``SequenceWords.read``, ``Slots.copy_whole`` and ``SessionTable.find`` in
@@ -147,17 +154,20 @@ def quick_look_up(  # noqa: C901 - the function inside is one frame, as said
         index: the table's index words.
         reach: its reach bytes, one a home entry.
         slots: its slots.
+        keep: given each session that is found, with its entry and word; None keeps none.
 
     Returns:
-        A function from an id to entry, word and session; to nothing, ``()``, where the id is not
-        in the table; or to None where that takes a closer look.
+        A function from an id to its session; to nothing, ``()``, where the id is not in the table;
+        or to None where that takes a closer look.
     """
     words, size = index.words, len(reach)
     unpack_from, memory = slots.unpack_from, slots.memory
     begin, slot_size, limit, last = slots.begin, slots.slot_size, slots.limit, slots.end
     statuses = STATUS_OF_CODE
 
-    def look_up(session_id: UUID) -> Found | tuple[()] | None:  # noqa: PLR0911 - as said
+    def look_up(  # noqa: C901, PLR0911 - as said
+        session_id: UUID,
+    ) -> Session | tuple[()] | None:
         key = session_id.int
         entry = key % size
         end = reach[entry]
@@ -180,15 +190,15 @@ def quick_look_up(  # noqa: C901 - the function inside is one frame, as said
                         return None
                     payload = memory[start:stop]
                     # The load that makes it a conclusion, as in ``read``.
-                    if words[entry] == word:
-                        owner = pid or None
-                        return (
-                            entry,
-                            word,
-                            Session(session_id, version, status, owner, created, updated, payload),
-                        )
-                    index.retries += 1
-                    return None
+                    if words[entry] != word:
+                        index.retries += 1
+                        return None
+                    session = Session(
+                        session_id, version, status, pid or None, created, updated, payload
+                    )
+                    if keep is not None:
+                        keep(session_id, (entry, word, session))
+                    return session
                 # As above: which id the slot holds is a conclusion, too.
                 if words[entry] != word:
                     index.retries += 1
@@ -203,17 +213,17 @@ def quick_look_up(  # noqa: C901 - the function inside is one frame, as said
 
 def quick_glance(
     index: SequenceWords, reach: memoryview[int], slots: Slots
-) -> Callable[[UUID], Glance | tuple[()] | None]:
-    """Return a function as ``quick_look_up`` does, which finds status and owner pid alone.
+) -> Callable[[UUID], Brief | tuple[()] | None]:
+    """Return a function as ``quick_look_up`` does, which finds status code and owner pid alone.
 
-    The same steps once more: shared, each look-up would pay for a call.
+    The same steps once more: shared, each look-up would pay for a call. It returns the tuple that
+    was unpacked, for another one would be a tenth of a status's look-up.
     """
     words, size = index.words, len(reach)
     unpack_brief, memory = slots.unpack_brief, slots.memory
     begin, slot_size = slots.begin, slots.slot_size
-    statuses = STATUS_OF_CODE
 
-    def glance(session_id: UUID) -> Glance | tuple[()] | None:
+    def glance(session_id: UUID) -> Brief | tuple[()] | None:
         key = session_id.int
         entry = key % size
         end = 0
@@ -221,15 +231,14 @@ def quick_glance(
             word = words[entry]
             if word > CLOSED:
                 try:
-                    found, pid, code = unpack_brief(memory, begin + (word & SLOT_MASK) * slot_size)
-                    status = statuses[code]
-                except (struct.error, KeyError):
+                    brief = unpack_brief(memory, begin + (word & SLOT_MASK) * slot_size)
+                except struct.error:
                     return None
                 if words[entry] != word:
                     index.retries += 1
                     return None
-                if found == key.to_bytes(16):
-                    return status, pid
+                if brief[0] == key.to_bytes(16):
+                    return brief
             elif word != EMPTY:
                 return None
             # After the home's word, where most of what is looked for is found.

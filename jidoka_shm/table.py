@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .layout import Memory
-    from .seqlock import Found, Words
+    from .seqlock import Found, Keep, QuickLookUp, Words
     from .session import Session
 
 T = TypeVar("T")
@@ -72,10 +72,8 @@ class SessionTable:
         self._index_size = geometry.index_size
         # Where these cannot tell, find and look_up can; made of parts, since one that held this
         # object would be a cycle, which keeps the mapping until some garbage collection.
-        parts = (self.index, self.reach, self.slots)
-        verify = self.verify
-        self.quick_look_up = seqlock.never_quick if verify else seqlock.quick_look_up(*parts)
-        self.quick_glance = seqlock.never_quick if verify else seqlock.quick_glance(*parts)
+        self._parts = parts = (self.index, self.reach, self.slots)
+        self.quick_glance = seqlock.never_quick if self.verify else seqlock.quick_glance(*parts)
         self._words = np.frombuffer(memory, np.uint64, geometry.entries, geometry.index_offset)
         self.copy_head = self.slots.copy_head_verified if self.verify else self.slots.copy_head
         self.copy_whole = self.slots.copy_whole_verified if self.verify else self.slots.copy_whole
@@ -83,6 +81,10 @@ class SessionTable:
         self.copy_row = self.slots.copy_row_verified if self.verify else self.slots.copy_row
 
     # ------------------------------------------------------------------ one session
+
+    def quick_look_up(self, keep: Keep | None = None) -> QuickLookUp:
+        """Return a function that looks up in this table, as ``seqlock.quick_look_up`` says."""
+        return seqlock.never_quick if self.verify else seqlock.quick_look_up(*self._parts, keep)
 
     def find(self, session_id: UUID, copy: Callable[[int], Copy]) -> tuple[int, int, Copy] | None:
         """Return entry and word of a session and what its slot held then; None if it is not there.

@@ -63,8 +63,10 @@ CASES = [
             "the word is loaded again before a value is concluded",
             "seqlock",
             "quick_look_up",
-            "if words[entry] == word:",
-            "if True:",
+            "payload = memory[start:stop]\n"
+            "                    # The load that makes it a conclusion, as in ``read``.\n"
+            "                    if words[entry] != word:",
+            "payload = memory[start:stop]\n                    if False:",
         ),
         ("+x", "x x", *LOOK_UP),
     ),
@@ -73,7 +75,8 @@ CASES = [
             "the word is loaded again before a neighbour is concluded",
             "seqlock",
             "quick_look_up",
-            "if words[entry] != word:",
+            "# As above: which id the slot holds is a conclusion, too.\n"
+            "                if words[entry] != word:",
             "if False:",
         ),
         ("+x +z", "x z", *LOOK_UP),
@@ -231,10 +234,10 @@ CASES = [
             "a cached session whose entry is empty is looked for again from home",
             "reads",
             "SessionReads.get",
-            "if view.words[entry] == word:\n                return session",
-            "if view.words[entry] == word:\n                return session\n"
-            "            if view.words[entry] == 0:\n"
-            "                return default",
+            "if view.words[entry] == word:\n            return session",
+            "if view.words[entry] == word:\n            return session\n"
+            "        if view.words[entry] == 0:\n"
+            "            return default",
         ),
         ("+y +x", "-x -y +x", *CACHED),
     ),
@@ -435,10 +438,10 @@ CASES = [
             "quick_look_up",
             "payload = memory[start:stop]\n"
             "                    # The load that makes it a conclusion, as in ``read``.\n"
-            "                    if words[entry] == word:",
+            "                    if words[entry] != word:",
             "half, again = memory[start : start + 64], words[entry]\n"
             "                    # The stepper stops at the lines that load in the original.\n"
-            "                    if (payload := half + memory[start + 64 : stop]) and again == word:",
+            "                    if (payload := half + memory[start + 64 : stop]) and again != word:",
         ),
         ("+x3", "x3 x3", look_up, check_look_up, {"free": (1, 3)}),
     ),

@@ -14,13 +14,14 @@ from tables import MetSlots, add
 from jidoka_shm import seqlock
 from jidoka_shm.errors import CorruptRegistry
 from jidoka_shm.layout import CLOSED, MAX_DISTANCE, MOVED, SLOT_MASK, index_word
-from jidoka_shm.session import STATUS_OF_CODE
+from jidoka_shm.session import STATUS_OF_CODE, Session
 from jidoka_shm.table import SessionTable, TableGone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jidoka_shm.seqlock import Found
+    from jidoka_shm.seqlock import Found, SequenceWords
+    from jidoka_shm.slots import Slots
     from jidoka_shm.writer import TableWriter
 
     Quick = Callable[[SessionTable, int], "Answer"]
@@ -40,8 +41,23 @@ def _fields(found: Found | tuple[()] | None) -> Answer:
     return (*found[:2], *astuple(found[2])) if found else found
 
 
+def _make_look_up(index: SequenceWords, reach: memoryview[int], slots: Slots) -> Callable:
+    """Return a quick look-up that tells entry and word as well."""
+    kept: list[Found] = []
+    quick = seqlock.quick_look_up(index, reach, slots, lambda _, found: kept.append(found))
+
+    def look_up(session_id: UUID) -> Answer:
+        kept.clear()
+        found = quick(session_id)
+        # What is found is kept, and nothing else is.
+        assert [each[2] for each in kept] == ([found] if found else [])
+        return _fields(kept[0]) if isinstance(found, Session) else found
+
+    return look_up
+
+
 def _look_up(table: SessionTable, key: int) -> Answer:
-    return _fields(table.quick_look_up(UUID(int=key)))
+    return _make_look_up(table.index, table.reach, table.slots)(UUID(int=key))
 
 
 def _glance(table: SessionTable, key: int) -> Answer:
@@ -56,26 +72,21 @@ def _close_look(table: SessionTable, key: int) -> Answer:
         return None
 
 
-def _plain(found: object) -> Answer:
-    """Return an answer of either quick function as the two above give it."""
-    return _fields(found) if found and len(found) == 3 else found
-
-
 def _close_glance(table: SessionTable, key: int) -> Answer:
-    """Return status and owner pid of what ``find`` finds, None where it raises."""
+    """Return id, owner pid and status code of what ``find`` finds, None where it raises."""
     try:
         found = table.find(UUID(int=key), table.copy_head)
     except (TableGone, CorruptRegistry):
         return None
     if found is None:
         return ()
-    *_, pid, _, code = found[2][0]
-    return (STATUS_OF_CODE[code], pid) if code in STATUS_OF_CODE else None
+    raw, *_, pid, _, code = found[2][0]
+    return raw, pid, code
 
 
 #: Each quick function, what asks the table closely for the same, and what makes the function.
 QUICK = {
-    "look_up": (_look_up, _close_look, seqlock.quick_look_up),
+    "look_up": (_look_up, _close_look, _make_look_up),
     "glance": (_glance, _close_glance, seqlock.quick_glance),
 }
 each_quick = pytest.mark.parametrize(("quick", "close", "make"), QUICK.values(), ids=QUICK)
@@ -179,17 +190,21 @@ def test_a_reach_that_leads_to_the_end_of_the_index_leads_no_farther(
     assert quick(table, key) == close(table, key) == ()
 
 
-def test_a_look_up_finds_entry_word_and_session() -> None:
+def test_a_look_up_finds_a_session_and_gives_it_to_be_kept_with_entry_and_word() -> None:
     writer = make_writer()
     (made,) = add(writer, 5, metadata={"a": 1}, pid=7)
-    found = reader_of(writer).quick_look_up(UUID(int=5))
-    assert found == (5, writer.index.words[5], made)
+    kept: list[tuple[UUID, Found]] = []
+    table = reader_of(writer)
+    look_up = table.quick_look_up(lambda *found: kept.append(found))
+    assert look_up(UUID(int=5)) == made == table.quick_look_up()(UUID(int=5))
+    assert kept == [(UUID(int=5), (5, writer.index.words[5], made))]
 
 
 def test_a_look_up_copies_a_payload_of_its_own() -> None:
     writer = make_writer()
     add(writer, 5, metadata={"a": 1})
-    _, _, found = reader_of(writer).quick_look_up(UUID(int=5))
+    found = reader_of(writer).quick_look_up()(UUID(int=5))
+    assert found
     start = writer.slots.offset(writer.index.words[5] & SLOT_MASK)
     writer.slots.memory[start : start + 512] = bytes(512)
     assert found.metadata == {"a": 1}
@@ -201,15 +216,15 @@ def test_a_glance_finds_status_and_owner(pid: int | None, seen: int) -> None:
     for code, status in STATUS_OF_CODE.items():
         add(writer, code, status=status, pid=pid)
         found = _glance(reader_of(writer), code)
-        assert found == (status, seen)
-        assert found[0] is status
+        assert found == (UUID(int=code).bytes, seen, code)
+        assert STATUS_OF_CODE[found[2]] is status
 
 
 def test_a_table_that_verifies_leaves_everything_open() -> None:
     writer = make_writer()
     add(writer, 5)
     table = reader_of(writer, verify=True)
-    assert table.quick_look_up is table.quick_glance is seqlock.never_quick
+    assert table.quick_look_up() is table.quick_glance is seqlock.never_quick
     assert seqlock.never_quick(UUID(int=5)) is None
 
 
@@ -237,9 +252,12 @@ def test_a_table_that_is_given_up_is_left_to_a_closer_look(
 # ---------------------------------------------------------------------------- damage
 
 
-@pytest.mark.parametrize("quick", [_look_up, _glance])
 @pytest.mark.parametrize("neighbours", [0, 2])
-@pytest.mark.parametrize("change", ["slot", "status"])
+@pytest.mark.parametrize(
+    ("change", "quick"),
+    # A status's code is not judged where it is only returned.
+    [("slot", _look_up), ("status", _look_up), ("slot", _glance)],
+)
 def test_damage_is_left_to_a_closer_look(change: str, neighbours: int, quick: Quick) -> None:
     writer = make_writer()
     *_, key = _crowd(writer, 3, neighbours + 1)
@@ -359,7 +377,7 @@ def test_a_commit_of_another_entry_is_none_of_its_concern(
     add(writer, 3, 5)
     table = reader_of(writer)
     slots = MetSlots(table.slots, lambda: writer.replace(5, session(writer, 5)))
-    assert _plain(make(table.index, table.reach, slots)(UUID(int=3))) == close(table, 3)
+    assert make(table.index, table.reach, slots)(UUID(int=3)) == close(table, 3)
     assert table.index.retries == 0
 
 
@@ -394,7 +412,7 @@ def test_what_is_inserted_meanwhile_is_found_or_not_there_yet(
             made.extend(add(writer, home + size))
 
     look = make(table.index, table.reach, MetSlots(table.slots, insert_once))
-    first, then = _plain(look(UUID(int=home + size))), close(table, home + size)
+    first, then = look(UUID(int=home + size)), close(table, home + size)
     assert made
     assert then != ()
     assert first == then or first == ()  # noqa: PLR1714 - what was found is not hashable
