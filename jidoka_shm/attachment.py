@@ -19,7 +19,7 @@ from .control import ControlReader
 from .errors import CorruptRegistry, RegistryClosed, RegistryForbidden, RegistryNotFound
 from .header import TableHeader
 from .layout import CONTROL_SIZE, control_name, table_name
-from .scan import scan_sessions
+from .scan import no_sessions, scan_sessions
 from .table import SessionTable, TableGone
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from .errors import JidokaError
+    from .scan import Sessions
     from .session import Session, SessionStatus
 
 #: How often a registry that is not complete is looked at again, in seconds.
@@ -54,16 +55,14 @@ class ReadOptions:
 
 
 class Listing(NamedTuple):
-    """The last scan of a table.
+    """The last scan of a table, and the lists that were made of it.
 
     Attributes:
-        change: the even change word that it is an atomic snapshot of; -1 where it is none.
-        sessions: all sessions under their index words.
+        scanned: the sessions.
         lists: what callers asked for, by status; None is all but the terminated.
     """
 
-    change: int
-    sessions: dict[int, Session]
+    scanned: Sessions
     lists: dict[SessionStatus | None, list[Session]]
 
 
@@ -103,7 +102,7 @@ class Attachment:
         keep = self.cache.keep if self.caches else None
         self.quick_look_up = table.quick_look_up(keep)
         self.quick_glance = table.quick_glance
-        self.listing = Listing(-1, {}, {})
+        self.listing = Listing(no_sessions(table), {})
 
     def look_up(self, session_id: UUID) -> Session | None:
         """Return a session, or None if it is not there.
@@ -122,9 +121,8 @@ class Attachment:
     def scan(self) -> Listing:
         """Return a scan of the table, the last one where nothing was committed since."""
         listing = self.listing
-        if self.table.change[0] != listing.change:
-            change, sessions = scan_sessions(self.table, listing.sessions)
-            listing = self.listing = Listing(-1 if change is None else change, sessions, {})
+        if self.table.change[0] != listing.scanned.change:
+            listing = self.listing = Listing(scan_sessions(self.table, listing.scanned), {})
         return listing
 
     def check(self) -> list[str]:

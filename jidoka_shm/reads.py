@@ -193,7 +193,7 @@ class SessionReads(Access, Mapping[UUID, Session]):
         listing = self._listing()
         listed = listing.lists.get(wanted)
         if listed is None:
-            sessions = listing.sessions.values()
+            sessions = listing.scanned.sessions.values()
             if wanted is None:
                 listed = [s for s in sessions if s.status is not _TERMINATED]
             else:

@@ -1,9 +1,10 @@
 """Scans: all sessions of a table, as an atomic snapshot where no commit came between.
 
-A scan copies the words that are there, then what they name. If the change word did not move
-meanwhile, that is one state of the registry. If it did, a second copy of the words tells which
-entries changed, and only these are read again, each by its own word: then every session is whole
-and current, and each that lived throughout is there once. Nobody waits for a quiet moment.
+A scan copies the words that are there, then what they name, where that is not known from a scan
+before. If the change word did not move meanwhile, that is one state of the registry. If it did, a
+second look at the words tells which entries changed, and only these are read again, each by its
+own word: then every session is whole and current, and each that lived throughout is there once.
+Nobody waits for a quiet moment.
 """
 
 from __future__ import annotations
@@ -13,58 +14,76 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from . import seqlock
-from .layout import SLOT_DTYPE
+from .layout import EMPTY, SLOT_DTYPE
 from .slots import DAMAGED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from uuid import UUID
-
     from numpy.typing import NDArray
 
     from .session import Session
     from .table import SessionTable
 
 
-def scan_sessions(
-    table: SessionTable, known: Mapping[int, Session]
-) -> tuple[int | None, dict[int, Session]]:
-    """Return all sessions of a table, each under its index word.
+class Sessions(NamedTuple):
+    """The sessions of a table, as one scan found them.
+
+    Attributes:
+        change: the change word that they are an atomic snapshot of, else None.
+        words: for each index entry the word whose session is known, else ``EMPTY``.
+        sessions: these sessions, by entry.
+    """
+
+    change: int | None
+    words: NDArray[np.uint64]
+    sessions: dict[int, Session]
+
+
+def no_sessions(table: SessionTable) -> Sessions:
+    """Return what is known of a table before its first scan."""
+    return Sessions(None, np.full(table.geometry.entries, EMPTY, np.uint64), {})
+
+
+def scan_sessions(table: SessionTable, known: Sessions) -> Sessions:
+    """Return all sessions of a table.
 
     Args:
         table: where they are.
-        known: sessions under their words, from an earlier scan of the same table. A word never
-            stands for two versions, so these are not read again.
-
-    Returns:
-        The change word that they are an atomic snapshot of, else None.
+        known: an earlier scan of the same table, which is left as it is. A word never stands for
+            two versions, so what is still under the word it had then is not read again.
 
     Raises:
         TableGone: where the table is no longer the registry's; start over with the next.
         CorruptRegistry: where a slot cannot be.
     """
     before = seqlock.begin_scan(table.change)
-    entries, words = table.occupied()
-    placed = dict(zip(entries.tolist(), words.tolist(), strict=True))
-    new = {at: word for at, word in placed.items() if word not in known}
-    copied = table.copy_many(np.fromiter(new.values(), np.uint64, len(new)))
-    copies = dict(zip(new, copied, strict=True))
+    entries = table.differing(known.words)
+    words = table.words_of(entries)
+    taken = words != EMPTY
+    copied = table.copy_many(words[taken])
     atomic = seqlock.end_scan(table.change, before)
+    placed = dict(zip(entries.tolist(), words.tolist(), strict=True))
+    copies = dict(zip(entries[taken].tolist(), copied, strict=True))
+    index = known.words.copy()
+    index[entries] = words
     doubtful = [at for at, copy in copies.items() if copy is DAMAGED]
     if not atomic:
-        doubtful += _changed(table, entries, words).tolist()
+        doubtful += table.differing(index).tolist()
     for at in doubtful:
-        placed.pop(at, None)
         copies.pop(at, None)
-        word, copy = table.read(at, table.copy_whole)
+        placed[at], copy = table.read(at, table.copy_whole)
+        index[at] = placed[at]
         if copy is not None:
-            placed[at], copies[at] = word, copy
-    sessions = {word: known[word] for at, word in placed.items() if at not in copies}
+            copies[at] = copy
     made = table.make_sessions(placed, copies)
-    sessions.update(zip([placed[at] for at in copies], made, strict=True))
-    if atomic and not doubtful:
-        return before, sessions
-    return None, _newest(sessions)
+    sessions = known.sessions.copy()
+    for at in placed.keys() - copies.keys():
+        sessions.pop(at, None)
+    sessions.update(zip(copies, made, strict=True))
+    is_snapshot = atomic and not doubtful
+    # One word at two entries, which is damage that no crc tells, is met by who verifies.
+    if not is_snapshot or table.verify:
+        _keep_newest(index, sessions)
+    return Sessions(before if is_snapshot else None, index, sessions)
 
 
 class Records(NamedTuple):
@@ -134,13 +153,18 @@ def _changed(
     return np.flatnonzero(first != second)
 
 
-def _newest(sessions: dict[int, Session]) -> dict[int, Session]:
-    """Return the sessions less those that were removed and created again during the scan."""
-    words: dict[UUID, int] = {}
-    for word, session in sessions.items():
-        # Two entries may have held the one id, each in its time: the later version is the live one.
-        words[session.session_id] = max(word, words.get(session.session_id, 0))
-    return {word: sessions[word] for word in words.values()}
+def _keep_newest(index: NDArray[np.uint64], sessions: dict[int, Session]) -> None:
+    """Forget the sessions that were removed and created again during the scan."""
+    places: dict[int, int] = {}
+    for at, session in list(sessions.items()):
+        # By the number, since a UUID computes its hash anew each time, in Python.
+        other = places.setdefault(session.session_id.int, at)
+        if other != at:
+            # Two entries may have held the one id, each in its time: the later version is live.
+            older, newer = sorted((at, other), key=lambda each: sessions[each].version)
+            places[session.session_id.int] = newer
+            del sessions[older]
+            index[older] = EMPTY
 
 
 def _newest_records(found: Records) -> Records:

@@ -44,4 +44,5 @@ class SessionValues(ValuesView[Session]):
         return value in list(self)
 
     def __iter__(self) -> Iterator[Session]:
-        return iter(list(self._mapping._listing().sessions.values()))  # noqa: SLF001 - its view
+        scanned = self._mapping._listing().scanned  # noqa: SLF001 - its view
+        return iter(list(scanned.sessions.values()))

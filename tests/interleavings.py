@@ -74,8 +74,8 @@ class Reader(SessionReads):
         return (
             view.identity[1],
             [(key, hit[1]) for key, hit in view.cache.kept.items()],
-            view.listing.change,
-            list(view.listing.sessions),
+            view.listing.scanned.change,
+            view.listing.scanned.words[view.listing.scanned.words != 0].tolist(),
         )
 
     def _attach_again(self, old: Attachment) -> None:
@@ -660,8 +660,8 @@ def glance(reader: Reader) -> object:
 
 
 def list_all(reader: Reader) -> object:
-    listing = reader._listing()
-    return listing.change >= 0, list(listing.sessions.values())
+    scanned = reader._listing().scanned
+    return scanned.change is not None, list(scanned.sessions.values())
 
 
 def headers(reader: Reader) -> object:
@@ -676,7 +676,7 @@ def headers(reader: Reader) -> object:
 def see_then_list(reader: Reader) -> object:
     # Another reader's look-up, so that nothing but the memory is between the two.
     seen = Reader(reader._writer, cache_size=0, verify=reader._verify).get(X)
-    return seen, list(reader._listing().sessions.values())
+    return seen, list(reader._listing().scanned.sessions.values())
 
 
 def list_see_list(reader: Reader) -> object:

@@ -51,6 +51,7 @@ VERIFIED = (look_up, check_look_up, {"verify": True})
 CACHED = (look_up, check_look_up, {"cache_size": 8, "warm": look_up})
 TWICE = (look_up_twice, check_two_look_ups, {"cache_size": 8})
 LIST = (list_all, check_list, {})
+HEADERS = (headers, check_headers, {})
 AGAIN = (list_see_list, check_seen_then_listed, {})
 CRASH = (look_up, check_look_up, {"kill": True})
 SEEN = (see_then_list, check_seen_then_listed, {"warm": list_all})
@@ -255,21 +256,41 @@ CASES = [
         Mutant(
             "a list keeps one record an id, the newest",
             "scan",
-            "_newest",
-            "return {word: sessions[word] for word in words.values()}",
-            "return sessions",
+            "_keep_newest",
+            "del sessions[older]",
+            "sessions[older]",
         ),
         ("+y +x", "-y -x +x", *LIST),
     ),
     (
         Mutant(
             "a list whose change word moved is compared with a second copy of the index",
+            "attachment",
+            "scan_sessions",
+            "doubtful += table.differing(index).tolist()",
+            "table.differing(index)",
+        ),
+        ("+x", "x x", *LIST),
+    ),
+    (
+        Mutant(
+            "columns whose change word moved are compared with a second copy of the index",
             "scan",
             "_changed",
             "first != second",
             "first != first",
         ),
-        ("+x", "x x", *LIST),
+        ("+x", "x x", *HEADERS),
+    ),
+    (
+        Mutant(
+            "an entry that is empty by now names no slot, in a list",
+            "attachment",
+            "scan_sessions",
+            "taken = words != EMPTY",
+            "taken = words == words",
+        ),
+        ("+x +y", "-x", list_all, check_list, {"warm": list_all}),
     ),
     (
         Mutant(
@@ -279,7 +300,7 @@ CASES = [
             "if there.all()",
             "if True",
         ),
-        ("+x +y", "-x y y", *LIST),
+        ("+x +y", "-x y y", *HEADERS),
     ),
     (
         Mutant(

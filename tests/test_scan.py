@@ -16,7 +16,7 @@ from tables import add, both_ways
 from jidoka_shm import seqlock
 from jidoka_shm.errors import CorruptRegistry
 from jidoka_shm.layout import CLOSED, MOVED, SLOT_DTYPE, SLOT_MASK, index_word
-from jidoka_shm.scan import count_sessions, scan_headers, scan_sessions
+from jidoka_shm.scan import Sessions, count_sessions, no_sessions, scan_headers, scan_sessions
 from jidoka_shm.session import CODE_OF_STATUS, Session
 from jidoka_shm.table import SessionTable, TableGone
 
@@ -28,9 +28,21 @@ if TYPE_CHECKING:
 
 def _sessions(table: SessionTable) -> tuple[int | None, list[Session]]:
     """Return the answer of a scan, in the order of versions."""
-    change, found = scan_sessions(table, {})
-    assert all(word >> 24 == one.version for word, one in found.items())
-    return change, sorted(found.values(), key=lambda one: one.version)
+    found = _scan(table)
+    return found.change, _by_version(found)
+
+
+def _scan(table: SessionTable, known: Sessions | None = None) -> Sessions:
+    """Return a scan, once it is sure that its parts say the same of each entry."""
+    found = scan_sessions(table, no_sessions(table) if known is None else known)
+    assert set(np.flatnonzero(found.words).tolist()) == set(found.sessions)
+    for at, one in found.sessions.items():
+        assert found.words[at] >> np.uint64(24) == one.version
+    return found
+
+
+def _by_version(found: Sessions) -> list[Session]:
+    return sorted(found.sessions.values(), key=lambda one: one.version)
 
 
 def _headers(table: SessionTable) -> tuple[int | None, list[tuple[int, int]]]:
@@ -80,11 +92,13 @@ def test_what_was_removed_or_replaced_is_not_found(*, verify: bool) -> None:
 
 
 @both_ways
-def test_each_session_stands_under_its_word(*, verify: bool) -> None:
+def test_each_session_stands_at_its_entry_with_its_word(*, verify: bool) -> None:
     writer = make_writer()
     made = add(writer, 1, 2, 40)
-    _, found = scan_sessions(reader_of(writer, verify=verify), {})
-    assert found == {writer.look_up(one.session_id)[1]: one for one in made}
+    found = _scan(reader_of(writer, verify=verify))
+    places = [writer.look_up(one.session_id)[:2] for one in made]
+    assert found.sessions == dict(zip([entry for entry, _ in places], made, strict=True))
+    assert [found.words[entry] for entry, _ in places] == [word for _, word in places]
 
 
 @both_ways
@@ -167,9 +181,9 @@ def test_a_scan_of_a_large_table_reads_the_slots_of_its_sessions_alone(*, verify
     made = add(writer, *range(0, 65_000, 6_500))
     table = reader_of(writer, verify=verify)
     copied = _copied(table)
-    _, found = scan_sessions(table, {})
-    assert sorted(copied) == sorted(found)
-    assert sorted(found) == [writer.index.words[entry] for entry in range(0, 65_000, 6_500)]
+    found = _scan(table)
+    assert sorted(found.sessions) == list(range(0, 65_000, 6_500))
+    assert copied == [writer.index.words[entry] for entry in range(0, 65_000, 6_500)]
     assert len(made) == len(copied) == 10
     rows = []
     copy_headers = table.slots.copy_headers
@@ -183,12 +197,12 @@ def test_known_sessions_are_not_read_again(*, verify: bool) -> None:
     writer = make_writer()
     add(writer, 1, 2, 3)
     table = reader_of(writer, verify=verify)
-    _, known = scan_sessions(table, {})
+    known = _scan(table)
     copied = _copied(table)
-    _, again = scan_sessions(table, known)
+    again = _scan(table, known)
     assert copied == []
-    assert again == known
-    assert all(again[word] is one for word, one in known.items())
+    assert again.sessions == known.sessions
+    assert all(again.sessions[at] is one for at, one in known.sessions.items())
 
 
 @both_ways
@@ -196,18 +210,15 @@ def test_of_some_known_sessions_only_what_changed_is_read(*, verify: bool) -> No
     writer = make_writer()
     _, two, _ = add(writer, 1, 2, 3)
     table = reader_of(writer, verify=verify)
-    _, known = scan_sessions(table, {})
+    known = _scan(table)
     changed = session(writer, 1, status="active")
     writer.replace(1, changed)
     writer.remove(3)
     (four,) = add(writer, 4)
     copied = _copied(table)
-    change, again = scan_sessions(table, known)
+    again = _scan(table, known)
     assert copied == [writer.index.words[1], writer.index.words[4]]
-    assert (change, sorted(again.values(), key=lambda one: one.version)) == (
-        12,
-        [two, changed, four],
-    )
+    assert (again.change, _by_version(again)) == (12, [two, changed, four])
 
 
 @both_ways
@@ -215,11 +226,12 @@ def test_the_known_sessions_are_left_as_they_are(*, verify: bool) -> None:
     writer = make_writer()
     add(writer, 1, 2)
     table = reader_of(writer, verify=verify)
-    _, known = scan_sessions(table, {})
-    before = dict(known)
+    known = _scan(table)
+    before = (known.change, known.words.tolist(), dict(known.sessions))
     writer.remove(1)
-    scan_sessions(table, known)
-    assert known == before
+    writer.replace(2, session(writer, 2))
+    _scan(table, known)
+    assert (known.change, known.words.tolist(), known.sessions) == before
 
 
 @both_ways
@@ -227,10 +239,10 @@ def test_a_session_that_came_back_is_no_known_one(*, verify: bool) -> None:
     writer = make_writer()
     add(writer, 1)
     table = reader_of(writer, verify=verify)
-    _, known = scan_sessions(table, {})
+    known = _scan(table)
     writer.remove(1)
     (anew,) = add(writer, 1)
-    assert list(scan_sessions(table, known)[1].values()) == [anew]
+    assert _by_version(_scan(table, known)) == [anew]
 
 
 # ---------------------------------------------------------------------------- beside a writer
@@ -242,7 +254,7 @@ def _met(table: SessionTable, when: str, commit: Callable[[], object]) -> None:
     ``again`` is before the first entry is read once more by its own word.
     """
     owner, name = {
-        "index": (table, "occupied"),
+        "index": (table, "words_of"),
         "slots": (table, "copy_many"),
         "headers": (table.slots, "copy_headers"),
         "again": (table, "read"),
@@ -334,7 +346,7 @@ def test_only_what_changed_is_read_again(*, verify: bool) -> None:
 
     table.read = counted
     _met(table, "slots", _changes(writer)["replace"])
-    scan_sessions(table, {})
+    _scan(table)
     assert read == [2]
 
 
@@ -508,7 +520,7 @@ def test_a_length_too_large_is_damage(*, verify: bool) -> None:
     start = writer.slots.offset(writer.index.words[2] & SLOT_MASK)
     writer.slots.memory[start + 44 : start + 48] = b"\xff\xff\xff\xff"
     with pytest.raises(CorruptRegistry, match="entry 2, slot 1, version 2 holds no session"):
-        scan_sessions(reader_of(writer, verify=verify), {})
+        _scan(reader_of(writer, verify=verify))
 
 
 @both_ways
@@ -518,7 +530,7 @@ def test_of_many_damaged_ones_a_slot_is_named(*, verify: bool) -> None:
     for entry in (2, 3):
         writer.index.words[entry] |= SLOT_MASK
     with pytest.raises(CorruptRegistry, match=f"entry 2, slot {SLOT_MASK}, version 2 holds no"):
-        scan_sessions(reader_of(writer, verify=verify), {})
+        _scan(reader_of(writer, verify=verify))
 
 
 @both_ways
@@ -559,7 +571,7 @@ def test_no_flipped_bit_of_a_payload_is_listed_verified() -> None:
     for bit in range(8 * 64, 8 * (64 + len(two._payload))):
         writer.slots.memory[start + bit // 8] ^= 1 << bit % 8
         with pytest.raises(CorruptRegistry):
-            scan_sessions(table, {})
+            _scan(table)
         writer.slots.memory[start + bit // 8] ^= 1 << bit % 8
 
 
@@ -583,12 +595,12 @@ def test_a_scan_of_memory_written_over_ends_well_or_in_a_typed_error(
         memory[at : at + len(raw)] = raw[: len(memory) - at]
     table = reader_of(writer, verify=verify)
     try:
-        _, found = scan_sessions(table, {}) if scan is _sessions else scan_headers(table)
+        found = scan_sessions(table, no_sessions(table)).sessions.values()
+        rows = _listed(found) if scan is _sessions else _headers(table)[1]
     except (CorruptRegistry, TableGone):
         return
     if table.verify:
-        rows = found.values() if isinstance(found, dict) else map(_id_and_version, found)
-        assert set(_listed(rows) if isinstance(found, dict) else rows) <= set(made)
+        assert set(rows) <= set(made)
 
 
 @both_ways
