@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from uuid import uuid4
 
 from msgspec import Raw
 
 from . import changes
 from .arguments import parse_session_id
 from .errors import RecordTooLarge
+from .ids import new_id
 from .protocol import MAX_RECORD, Create, Fields, Resize, Terminate, Update
 
 if TYPE_CHECKING:
@@ -55,18 +55,18 @@ def to_create(
     metadata: object, llm_config: object, pid: object, ttl: object, session_id: object
 ) -> Call:
     """Return the call of ``create_session``."""
-    new_id = uuid4() if session_id is None else parse_session_id(session_id)
+    key = new_id() if session_id is None else parse_session_id(session_id)
     fields = changes.for_create(metadata, llm_config, pid, ttl)
     _check_size(fields["maps"])
     request = Create(
         os.urandom(16),
         None,
-        new_id.bytes,
+        key.bytes,
         Raw(fields["maps"]),
         _to_owner(fields["owner"]),
         fields["ttl"],
     )
-    return Call(request, new_id, session_id is None)
+    return Call(request, key, session_id is None)
 
 
 def to_update(  # noqa: PLR0913, PLR0917 - one argument a field

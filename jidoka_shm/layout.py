@@ -143,6 +143,11 @@ SLOT_CRC_OFFSET: Final = 60
 #: payload_length, status.
 SLOT_HEAD: Final = struct.Struct("<16sQqqIIB")
 
+#: The header without its own crc, to be packed, and with what a copy is checked by: as
+#: ``SLOT_HEAD``, and then the payload's crc.
+SLOT_BODY: Final = struct.Struct("<16sQqqIIBBHII")
+SLOT_CHECKED: Final = struct.Struct("<16sQqqIIB3xI8x")
+
 #: The same of many headers that stand one after the other.
 SLOT_HEADS: Final = struct.Struct(f"{SLOT_HEAD.format}{SLOT_HEADER_SIZE - SLOT_HEAD.size}x")
 

@@ -6,7 +6,6 @@ import contextlib
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
-from uuid import uuid4
 
 from msgspec import UNSET, UnsetType
 
@@ -26,6 +25,7 @@ from .arguments import (
     parse_session_id,
 )
 from .errors import RegistryClosed, RegistryFull
+from .ids import new_id
 from .layout import Geometry, check_capacity, check_name, check_record_size
 from .logs import log
 from .once import OnceOnly
@@ -225,10 +225,10 @@ class SessionManager(SessionWrites):
             RecordTooLarge: where its record is longer than ``max_record_size``.
             RegistryFull: where there is no room, nor can be made any.
         """
-        new_id = uuid4() if session_id is None else parse_session_id(session_id)
+        key = new_id() if session_id is None else parse_session_id(session_id)
         fields = changes.for_create(metadata, llm_config, pid, ttl)
-        self._change(self._registry.create, new_id, fields)
-        return new_id
+        self._change(self._registry.create, key, fields)
+        return key
 
     def update_session(  # noqa: PLR0913, PLR0917 - one argument a field
         self,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
 from .control import Identity
 from .session import decode_payload
+from .splices import with_end
 
 if TYPE_CHECKING:
     from msgspec import Raw
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
     from .session import Session
 
 
-class Instant(NamedTuple):
+#: The fields that the end of a session sets.
+_END: Final = frozenset({"error", "deadline"})
+
+
+class Instant(Struct, frozen=True, gc=False):
     """One moment on both clocks, in nanoseconds."""
 
     wall: int
@@ -68,6 +73,16 @@ def changed_fields(
     if ttl is not UNSET:
         changes |= expiry(ttl, now)
     return changes
+
+
+def changed_payload(session: Session, changes: dict[str, Any]) -> tuple[bytes, int | None]:
+    """Return the payload of a session's next version, and its deadline."""
+    if changes.keys() == _END:
+        ended = with_end(session._payload, **changes)  # noqa: SLF001 - ours
+        if ended is not None:
+            return ended, changes["deadline"]
+    payload = replace(session.payload(), **changes)
+    return payload.encode(), payload.deadline
 
 
 def owner_of(session: Session) -> Identity:

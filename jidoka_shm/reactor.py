@@ -84,9 +84,10 @@ class Reactor:
 
     def wake_at(self, deadline: int | None) -> None:
         """Have ``turn`` called at ``deadline``, unless it is called before that anyway."""
-        if deadline is None or any(
-            known is not None and known <= deadline for known in (self._armed, self._asked)
-        ):
+        if deadline is None:
+            return
+        armed, asked = self._armed, self._asked
+        if (armed is not None and armed <= deadline) or (asked is not None and asked <= deadline):
             return
         # Only a hint that spares wake-ups: the loop's own thread alone decides what it waits for,
         # so no two threads can overwrite each other's deadline. Before the call, or it could be

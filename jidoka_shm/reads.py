@@ -21,13 +21,13 @@ from .errors import (
     SessionNotFound,
 )
 from .handles import Stats
+from .ids import decode_ids
 from .layout import TERMINATED_CODE
 from .scan import count_sessions, scan_headers
 from .session import (
     STATUS_OF_CODE,
     Session,
     SessionStatus,
-    decode_ids,
     parse_status,
 )
 from .table import TableGone

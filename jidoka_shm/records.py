@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from . import seqlock
 from .errors import ADJACENT, VERSIONS, RecordTooLarge, RegistryFull
 from .layout import (
+    CLOSED,
     EMPTY,
     MAX_DISTANCE,
     MAX_RECORD_SIZE,
@@ -24,14 +25,17 @@ from .layout import (
     index_word,
 )
 from .session import CODE_OF_STATUS, SessionStatus
-from .slots import pack_slot
+from .slots import DAMAGED, pack_slot
 from .space import FreeSlots
-from .table import SessionTable
+from .table import SessionTable, TableGone
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from .control import ControlWriter
     from .layout import Memory
     from .session import Session
+    from .slots import Copy
 
 #: An attribute of an enumeration costs as much as four of a module.
 _TERMINATED: Final = SessionStatus.TERMINATED
@@ -83,6 +87,33 @@ class RecordWriter(SessionTable):
             raise RegistryFull(1, 0, VERSIONS)
         return version
 
+    def locate(self, session_id: UUID) -> tuple[int, int, Copy] | None:
+        """Return entry and word of a session and its record, verified; None if it is not there.
+
+        For what is to be changed: what is copied on must not get a crc that is right if it is
+        damaged. Nobody else stores to these words, so one load of each will do.
+
+        Raises:
+            TableGone, CorruptRegistry: as ``find``.
+        """
+        key = session_id.int
+        entry = key % self._index_size
+        end = entry + self.reach[entry]
+        words, copy, raw = self.index.words, self.slots.copy_whole_verified, key.to_bytes(16)
+        while entry < end:
+            word = words[entry]
+            if word <= CLOSED:
+                if word != EMPTY:
+                    raise TableGone
+            elif (found := copy(word))[0][0] == raw:
+                return entry, word, found
+            elif found is DAMAGED:
+                # It raises, and says what.
+                self.read(entry, copy)
+                continue
+            entry += 1
+        return None
+
     # ------------------------------------------------------------------ changes
 
     def insert(self, session: Session) -> None:
@@ -95,12 +126,15 @@ class RecordWriter(SessionTable):
         # First: for a record that fits nowhere no room is to be made.
         packed = self._pack(session)
         length = 1 if len(packed) <= self._short else self._run_length(packed, session)
-        home = session.session_id.int % self._index_size
-        entry = self._empty_entry(home)
+        home = entry = session.session_id.int % self._index_size
+        # Without a call where its home is empty, as mostly.
+        if self.index.words[home] != EMPTY:
+            entry = self._empty_entry(home)
         slot = self._take_slots(length)
         # Raised before the word that needs it, or a look-up would stop short of a session that
         # is there.
-        self.reach[home] = max(self.reach[home], entry - home + 1)
+        if self.reach[home] <= entry - home:
+            self.reach[home] = entry - home + 1
         self._commit(entry, session.version, slot, packed)
 
     def replace(self, entry: int, session: Session) -> Session:

@@ -7,10 +7,11 @@ again.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
 
 from .deadlines import Deadlines
 from .errors import VERSIONS, CorruptRegistry
+from .ids import id_of
+from .layout import TERMINATED_CODE
 from .marks import owner_of
 from .owners import Owners
 from .rules import SessionRules
@@ -18,6 +19,7 @@ from .session import SessionStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from uuid import UUID
 
     from .control import ControlWriter, Identity
     from .errors import RegistryFull
@@ -107,9 +109,10 @@ class Registry(SessionRules):
         """
         keys = self.owners.sessions_of(owner, limit)
         for key in keys:
-            if (found := self.table.look_up(UUID(int=key))) is not None:
+            session_id = id_of(key)
+            if (found := self.table.look_up(session_id)) is not None:
                 is_told = not asked or found[2].status is not SessionStatus.TERMINATING
-                self.terminate(UUID(int=key), error=error if is_told else None, now=now)
+                self.terminate(session_id, error=error if is_told else None, now=now)
             self.owners.set(key, None)
         return len(keys)
 
@@ -125,11 +128,11 @@ class Registry(SessionRules):
         """
         removed = 0
         for key in self._deadlines.due(now.monotonic, BATCH):
-            session_id = UUID(int=key)
-            found = self.table.look_up(session_id)
+            session_id = id_of(key)
+            found = self.table.find(session_id, self.table.copy_head)
             if found is None:
                 self._deadlines.set(key, None)
-            elif found[2].status is _TERMINATED:
+            elif found[2][0][6] == TERMINATED_CODE:
                 # Counted first: a kill between the two leaves one too many, which at worst makes
                 # the outcome of a request unknown, and never one that was carried out look new.
                 self._control.count("removed")

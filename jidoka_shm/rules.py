@@ -22,9 +22,10 @@ from .errors import (
     VersionConflict,
 )
 from .layout import SLOT_HEADER_SIZE
-from .marks import changed_fields, first_payload, whole_microseconds
+from .marks import changed_fields, changed_payload, first_payload, whole_microseconds
 from .owners import Owners
-from .session import MOVES, Session, SessionStatus, with_request
+from .session import MOVES, Session, SessionStatus
+from .splices import with_request
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -220,8 +221,7 @@ class SessionRules(abc.ABC):
         return glance != ()
 
     def _visible(self, session_id: UUID) -> tuple[int, Session]:
-        # Verified: what is not changed is copied on, and damage must not get a crc that is right.
-        found = self.table.find(session_id, self.table.slots.copy_whole_verified)
+        found = self.table.locate(session_id)
         if found is None:
             raise SessionNotFound(session_id)
         return found[0], self.table.make_session(session_id, *found)
@@ -267,8 +267,7 @@ class SessionRules(abc.ABC):
             except (RecordTooLarge, RegistryFull):
                 changes["request"] = None
         if changes:
-            payload = replace(session.payload(), **changes)
-            packed = payload.encode()
+            packed, deadline = changed_payload(session, changes)
         following = Session(
             session_id=session.session_id,
             version=self.table.next_version(),
@@ -280,6 +279,6 @@ class SessionRules(abc.ABC):
         )
         changed = self.table.replace(entry, following)
         if changes:
-            self._deadlines.set(changed.session_id.int, payload.deadline)
+            self._deadlines.set(changed.session_id.int, deadline)
         self._control.count("updated")
         return changed

@@ -13,7 +13,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID  # noqa: TC003 - for who asks a Session's fields for their types
 
 import msgspec
 from msgspec import Raw, Struct
@@ -21,6 +21,7 @@ from msgspec.structs import astuple
 
 from .arguments import check_pid, check_text, check_version, parse_session_id
 from .errors import CorruptRegistry, shown
+from .ids import new_id
 from .layout import STATUS_CODES
 from .maps import Map, encode_map
 
@@ -83,18 +84,8 @@ class Payload(Struct, frozen=True, array_like=True, gc=False, eq=False, kw_only=
         return _encode(fields[:count])
 
 
-#: What a payload with a request's id begins with, an array of all fields, and what the id does.
-_HAS_REQUEST: Final = b"\x98\xc4\x10"
-
-
-def with_request(payload: bytes, request: bytes) -> bytes | None:
-    """Return a payload's bytes with another request's id, the last field; None without one."""
-    has_one = payload[:1] + payload[-18:-16] == _HAS_REQUEST
-    return payload[:-16] + request if has_one else None
-
-
 #: What a payload of the maps alone begins with: msgpack's header of an array of two.
-_MAPS_ALONE: Final = b"\x92"
+MAPS_ALONE: Final = b"\x92"
 
 
 class Session(Struct, frozen=True, gc=False, eq=False):
@@ -133,7 +124,7 @@ class Session(Struct, frozen=True, gc=False, eq=False):
     def deadline(self) -> int | None:
         """Return the payload's deadline; for the package itself."""
         # Most payloads are of the maps alone, and a takeover asks each.
-        return None if self._payload[:1] == _MAPS_ALONE else self.payload().deadline
+        return None if self._payload[:1] == MAPS_ALONE else self.payload().deadline
 
     @property
     def metadata(self) -> Map:
@@ -213,7 +204,7 @@ class Session(Struct, frozen=True, gc=False, eq=False):
             error=None if error is None else check_text("error", error),
         )
         return cls(
-            session_id=uuid4() if session_id is None else parse_session_id(session_id),
+            session_id=new_id() if session_id is None else parse_session_id(session_id),
             version=check_version(version),
             status=parse_status(status),
             pid=None if pid is None else check_pid(pid),
@@ -275,7 +266,6 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 decode_payload: Final = msgspec.msgpack.Decoder(Payload).decode
 _decode_metadata: Final = msgspec.msgpack.Decoder(_MetadataOnly).decode
 _decode_llm_config: Final = msgspec.msgpack.Decoder(_LlmConfigOnly).decode
-_decode_ids: Final = msgspec.msgpack.Decoder(list[UUID]).decode
 
 
 def _decoded(decode: Callable[[bytes], P], session: Session) -> P:
@@ -292,16 +282,6 @@ def _encoded(payload: Payload) -> bytes:
     except OverflowError:
         msg = "expires_at lies outside of what 64 bits of nanoseconds hold: 1677 to 2554"
         raise ValueError(msg) from None
-
-
-def decode_ids(ids: bytes) -> list[UUID]:
-    """Return the ids that stand one after the other in ``ids``, 16 bytes each.
-
-    One msgpack array decoded in one go costs a quarter of as many calls of ``UUID()``.
-    """
-    count = len(ids) // 16
-    items = b"".join([b"\xc4\x10" + ids[at : at + 16] for at in range(0, 16 * count, 16)])
-    return _decode_ids(b"\xdd" + count.to_bytes(4, "big") + items)
 
 
 # ---------------------------------------------------------------------------- times and statuses

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import numpy as np
 
 from .errors import CorruptRegistry
+from .ids import decode_ids
 from .layout import (
     MAX_RECORD_SIZE,
     SLOT_BITS,
+    SLOT_BODY,
     SLOT_BRIEF,
+    SLOT_CHECKED,
     SLOT_CRC_OFFSET,
     SLOT_DTYPE,
     SLOT_HEAD,
@@ -27,7 +30,7 @@ from .layout import (
     VERSION_MASK,
     Geometry,
 )
-from .session import CODE_OF_STATUS, STATUS_OF_CODE, Session, decode_ids
+from .session import CODE_OF_STATUS, STATUS_OF_CODE, Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -47,9 +50,15 @@ Copy = tuple[Head, bytes]
 #: A slot whose content cannot be: its number or length, or a crc that was asked for, is wrong.
 DAMAGED: Final[Copy] = ((b"", 0, 0, 0, 0, 0, 0), b"")
 
+#: The crc32 of any bytes and, behind them, their own crc32 in little-endian order: what the crc
+#: of a whole header is where its last field is right (the residue of CRC-32/ISO-HDLC).
+_SEALED: Final = 0x2144DF1C
+
 #: Ids that ``inspect`` decodes at a time.
 _PART: Final = 4096
 
+_pack_body: Final = SLOT_BODY.pack
+_checked: Final = cast("Callable[[bytes], tuple[Any, ...]]", SLOT_CHECKED.unpack)
 _header: Final = cast("Callable[[bytes], tuple[Any, ...]]", SLOT_HEADER.unpack_from)
 _head: Final = cast("Callable[[bytes], Head]", SLOT_HEAD.unpack_from)
 
@@ -57,7 +66,7 @@ _head: Final = cast("Callable[[bytes], Head]", SLOT_HEAD.unpack_from)
 def pack_slot(session: Session) -> bytes:
     """Return the bytes of a slot that holds ``session``: header, crcs and payload."""
     payload = session._payload  # noqa: SLF001 - a session's own fields, written to its slot
-    raw = SLOT_HEADER.pack(
+    raw = _pack_body(
         session.session_id.int.to_bytes(16),
         session.version,
         session._created,  # noqa: SLF001 - a session's own fields, written to its slot
@@ -69,8 +78,7 @@ def pack_slot(session: Session) -> bytes:
         0,
         zlib.crc32(payload),
         0,
-        0,
-    )[:SLOT_CRC_OFFSET]
+    )
     return b"".join((raw, zlib.crc32(raw).to_bytes(4, "little"), payload))
 
 
@@ -161,9 +169,8 @@ class Slots:
         if copy is DAMAGED:
             return DAMAGED
         head, raw = copy
-        crc = int.from_bytes(raw[SLOT_CRC_OFFSET:], "little")
         sound = head[1] & VERSION_MASK == word >> SLOT_BITS
-        return (head, raw) if sound and crc == zlib.crc32(raw[:SLOT_CRC_OFFSET]) else DAMAGED
+        return copy if sound and zlib.crc32(raw) == _SEALED else DAMAGED
 
     def copy_head_verified(self, word: int) -> Copy:
         """Return as ``copy_head`` does, once version and header crc are right."""
@@ -176,15 +183,15 @@ class Slots:
         raw = self.memory[start : start + SLOT_HEADER_SIZE]
         if len(raw) < SLOT_HEADER_SIZE:
             return DAMAGED
-        fields = SLOT_HEADER.unpack(raw)
+        *head, payload_crc = _checked(raw)
         start += SLOT_HEADER_SIZE
-        end = start + fields[5]
-        if fields[1] & VERSION_MASK != word >> SLOT_BITS or fields[5] > self.limit:
+        end = start + head[5]
+        if zlib.crc32(raw) != _SEALED or head[1] & VERSION_MASK != word >> SLOT_BITS:
             return DAMAGED
-        if end > self.end or fields[11] != zlib.crc32(raw[:SLOT_CRC_OFFSET]):
+        if head[5] > self.limit or end > self.end:
             return DAMAGED
         payload = self.memory[start:end]
-        return (fields[:7], payload) if zlib.crc32(payload) == fields[9] else DAMAGED
+        return (tuple(head), payload) if zlib.crc32(payload) == payload_crc else DAMAGED
 
     def has(self, words: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Return for each word whether there is a slot of its number."""

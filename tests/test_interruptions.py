@@ -47,7 +47,7 @@ class Clock:
         self.now = Instant(1_700_000_000 * SECOND, SECOND)
 
     def move(self, seconds: int) -> None:
-        self.now = Instant(*(each + seconds * SECOND for each in self.now))
+        self.now = Instant(self.now.wall + seconds * SECOND, self.now.monotonic + seconds * SECOND)
 
     def at(self, seconds: int = 0) -> str:
         """Return a time so many seconds ahead, as a session's ``to_dict`` has it."""

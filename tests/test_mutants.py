@@ -192,10 +192,12 @@ CASES = [
             "a reach is raised before the word that needs it",
             "records",
             "RecordWriter.insert",
-            "self.reach[home] = max(self.reach[home], entry - home + 1)\n"
+            "    if self.reach[home] <= entry - home:\n"
+            "        self.reach[home] = entry - home + 1\n"
             "    self._commit(entry, session.version, slot, packed)",
-            "self._commit(entry, session.version, slot, packed)\n"
-            "    self.reach[home] = max(self.reach[home], entry - home + 1)",
+            "    self._commit(entry, session.version, slot, packed)\n"
+            "    if self.reach[home] <= entry - home:\n"
+            "        self.reach[home] = entry - home + 1",
         ),
         ("+y", "+x", *TWICE),
     ),

@@ -25,9 +25,11 @@ PACKAGE = Path(jidoka_shm.__file__).parent
 PURE = (
     "errors",
     "arguments",
+    "ids",
     "layout",
     "maps",
     "session",
+    "splices",
     "slots",
     "seqlock",
     "header",
@@ -124,6 +126,7 @@ VALUES = {
     "numpy",
     "operator",
     "re",
+    "secrets",
     "struct",
     "typing",
     "uuid",
@@ -327,7 +330,7 @@ def test_nothing_packs_into_shared_memory(module: str) -> None:
 def test_only_what_knows_no_memory_decodes(module: str) -> None:
     """T3: what decodes records has nothing to decode from but the private copies it is given."""
     if "Decoder" in _names(module):
-        assert module in {"maps", "session", "protocol", "service"}
+        assert module in {"ids", "maps", "session", "protocol", "service"}
         assert not _names(module) & {"mmap", "memoryview", "memory", "Memory", "frombuffer"}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import uuid
 from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -26,7 +25,6 @@ from jidoka_shm.session import (
     Payload,
     Session,
     SessionStatus,
-    decode_ids,
     parse_session_id,
     parse_status,
 )
@@ -458,19 +456,6 @@ def test_what_is_no_id_is_refused(value: object) -> None:
 def test_text_of_any_kind_is_no_id(text: str) -> None:
     with pytest.raises(InvalidSessionId):
         parse_session_id(text)
-
-
-@given(st.lists(st.uuids(version=None)))
-@example([UUID(int=0), UUID(int=2**128 - 1), UUID(int=1 << 120)])
-def test_ids_that_stand_one_after_the_other_are_decoded(ids: list[UUID]) -> None:
-    decoded = decode_ids(b"".join([one.bytes for one in ids]))
-    assert decoded == ids
-    assert {type(one) for one in decoded} <= {UUID}
-
-
-def test_many_ids_are_decoded() -> None:
-    ids = [uuid.uuid4() for _ in range(70_000)]
-    assert decode_ids(b"".join([one.bytes for one in ids])) == ids
 
 
 # ---------------------------------------------------------------------------- payloads
