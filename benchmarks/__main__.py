@@ -19,7 +19,7 @@ from benchmarks.bench import FULL, QUICK, Bench
 from benchmarks.crew import Failed
 from benchmarks.figures import Report, load
 from benchmarks.suites import SUITES
-from benchmarks.tables import make_console, tables
+from benchmarks.tables import behind_table, make_console, tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,15 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(given)
     console = make_console()
     try:
-        report = measure(effort_of(options), options.suites, chosen(options.peers), console)
+        report = measure(
+            effort_of(options), options.suites, chosen(options.peers), console, keep=options.json
+        )
     except Failed as error:
         Console(stderr=True).print(f"benchmarks: {error}", markup=False)
         return 1
     except KeyboardInterrupt:
         # The workers have been interrupted as well, and have put away what they held.
         return 130
-    if options.json:
-        report.save(options.json)
     show(report, console, options.plots)
     return 0
 
@@ -78,7 +78,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="less of everything: two minutes")
     parser.add_argument("--sessions", type=_positive, help="sessions that each system holds")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the report there")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="keep the report there, after each suite"
+    )
     _add_plots(parser)
     options = parser.parse_args(arguments)
     options.suites = list(dict.fromkeys(options.suites)) or list(SUITES)
@@ -142,7 +144,12 @@ def chosen(names: list[str] | None) -> dict[str, str | None]:
 
 
 def measure(
-    effort: Effort, suites: Sequence[str], foreign: dict[str, str | None], console: Console
+    effort: Effort,
+    suites: Sequence[str],
+    foreign: dict[str, str | None],
+    console: Console,
+    *,
+    keep: Path | None = None,
 ) -> Report:
     """Run suites and return what they found.
 
@@ -151,6 +158,7 @@ def measure(
         suites: their names.
         foreign: the peers, each with why it cannot be measured, or None.
         console: where a bar shows how far it is.
+        keep: the file that gets what was found, after each suite.
     """
     skipped = {name: reason for name, reason in foreign.items() if reason is not None}
     installed = [name for name, reason in foreign.items() if reason is None]
@@ -180,6 +188,9 @@ def measure(
                 progress.update(task, total=SUITES[name].steps(bench))
                 report.figures += SUITES[name].run(bench)
                 report.ratios += SUITES[name].ratios
+                # Now, for what an hour found must not be lost to an interrupt.
+                if keep is not None:
+                    report.save(keep)
     finally:
         shutil.rmtree(folder)
     return report
@@ -207,6 +218,10 @@ def show(report: Report, console: Console, plots: Path | None) -> None:
         for table in tables(report, suite):
             console.print()
             console.print(table)
+    behind = behind_table(report)
+    if behind.row_count:
+        console.print()
+        console.print(behind)
     if plots is not None:
         # Not before it is asked for: it needs a package that the rest does not.
         from benchmarks.plots import draw  # noqa: PLC0415 - as said

@@ -120,6 +120,26 @@ def _goals(report: Report, suite: str, goals: list[Ratio]) -> Table:
     return table
 
 
+def behind_table(report: Report) -> Table:
+    """Return a table of the rows in which a peer took less time than jidoka_shm."""
+    table = Table("suite", "row", "peer", title="where a peer is ahead", title_justify="left")
+    table.add_column(f"x {OWN}", justify="right")
+    table.add_column("spread", justify="right")
+    timed = [figure for figure in report.figures if figure.unit == "ns" and figure.at is None]
+    for (suite, row), found in groupby(timed, attrgetter("suite", "row")):
+        several = list(found)
+        base = base_of(several)
+        for figure in several:
+            if base is None or figure.system.startswith(OWN):
+                continue
+            times = ratio(figure, base)
+            if 0 < times.median < 1:
+                table.add_row(
+                    suite, row, figure.system, number(times.median), f"{times.spread:.0%}"
+                )
+    return table
+
+
 def value_of(report: Report, goal: Ratio) -> Middle | None:
     """Return what a ratio came to, or None where one of the two was not measured."""
     figure = report.find(goal.suite, goal.row, goal.system, goal.at)

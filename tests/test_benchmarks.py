@@ -33,7 +33,9 @@ from benchmarks.suites import write as writes
 from benchmarks.worker import QUANTILES, Order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+    from rich.table import Table
 
 #: As little as there can be.
 TINY = Effort(
@@ -73,8 +75,12 @@ def _report(*found: Figure) -> Report:
 
 
 def _shown(report: Report, suite: str) -> str:
+    return _printed(tables.tables(report, suite))
+
+
+def _printed(found: Iterable[Table]) -> str:
     console = Console(file=io.StringIO(), width=160)
-    for table in tables.tables(report, suite):
+    for table in found:
         console.print(table)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -341,6 +347,20 @@ def test_a_table_has_the_ratio_of_each_row_to_jidoka_shm_and_the_goals() -> None
     assert "never measured" not in shown
 
 
+def test_the_rows_in_which_a_peer_is_ahead_are_named() -> None:
+    report = _report(
+        _figure("fresh", "jidoka_shm", [100.0, 110.0]),
+        _figure("fresh", "lmdb", [200.0, 220.0]),
+        _figure("fresh", "ets", [50.0, 55.0]),
+        _figure("repeated", "jidoka_shm", [10.0, 10.0]),
+        _figure("repeated", "dict", [10.0, 10.0]),
+    )
+    shown = _printed([tables.behind_table(report)])
+    assert re.search(r"read\s+│ fresh\s+│ ets\s+│\s+0\.5 │\s+0%", shown)
+    assert "lmdb" not in shown
+    assert "repeated" not in shown
+
+
 def test_a_row_that_is_measured_at_several_places_is_a_table_of_its_own() -> None:
     found = [
         Figure(
@@ -453,6 +473,20 @@ def test_the_command_measures_keeps_and_shows(tmp_path: Path) -> None:
     assert (run.returncode, run.stderr) == (0, "")
     assert "a miss loads" in run.stdout
     assert json.loads(path.read_bytes())["options"]["suites"] == "probes"
+
+
+def test_what_a_suite_found_is_kept_before_the_next_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "report.json"
+
+    def interrupt(_: Bench) -> list[Figure]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(SUITES, "parts", SUITES["parts"]._replace(run=interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        command.measure(TINY, ["probes", "parts"], {}, Console(file=io.StringIO()), keep=path)
+    assert {figure.suite for figure in figures.load(path).figures} == {"probes"}
 
 
 @pytest.mark.parametrize(

@@ -34,15 +34,17 @@ ROWS: Final = (
 )
 
 RATIOS: Final = (
-    Ratio(suite=NAME, row="repeated", beside_row="repeated", beside="dict", at_most=1.45),
+    Ratio(suite=NAME, row="repeated", beside_row="repeated", beside="dict", at_most=1.3),
     Ratio(
         suite=NAME,
         row="repeated, equal ids",
         beside_row="repeated, equal ids",
         beside="dict",
-        at_most=1.45,
+        at_most=1.3,
     ),
-    Ratio(suite=NAME, row="fresh", beside_row="fresh", beside="lmdb", at_most=0.8),
+    Ratio(suite=NAME, row="repeated", beside_row="repeated", beside="ets", at_most=0.333),
+    Ratio(suite=NAME, row="fresh", beside_row="fresh", beside="lmdb", at_most=0.65),
+    Ratio(suite=NAME, row="status only", beside_row="fresh", beside="ets", at_most=1.0),
     Ratio(suite=NAME, row="status only", beside_row="fresh", beside="lmdb", at_most=0.3),
     Ratio(suite=NAME, row="owner only", beside_row="fresh", beside="lmdb", at_most=0.3),
     Ratio(suite=NAME, row="miss", beside_row="fresh", beside="lmdb", at_most=0.2),
