@@ -169,7 +169,7 @@ def measure(
             "processes": effort.processes,
             "rounds": effort.rounds,
             "seconds": effort.seconds,
-            "suites": " ".join(suites),
+            "suites": "",
         },
         skipped=skipped,
     )
@@ -188,6 +188,7 @@ def measure(
                 progress.update(task, total=SUITES[name].steps(bench))
                 report.figures += SUITES[name].run(bench)
                 report.ratios += SUITES[name].ratios
+                report.options["suites"] = f"{report.options['suites']} {name}".lstrip()
                 # Now, for what an hour found must not be lost to an interrupt.
                 if keep is not None:
                     report.save(keep)

@@ -105,7 +105,10 @@ class Report(msgspec.Struct, kw_only=True):
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(self)) + b"\n")
+        # Beside it first: what is there may be an earlier report, or this one after fewer suites.
+        part = path.with_name(path.name + ".part")
+        part.write_bytes(msgspec.json.format(msgspec.json.encode(self)) + b"\n")
+        part.replace(path)
 
 
 def load(path: Path) -> Report:

@@ -105,7 +105,7 @@ def check_mode(value: object) -> int:
     return number
 
 
-#: What may stand before an id's text, in any case.
+#: What may stand before an id's text, in letters of either case.
 _PREFIX: Final = "session_"
 
 
@@ -118,8 +118,11 @@ def parse_session_id(value: object) -> UUID:
     if isinstance(value, UUID):
         return value if type(value) is UUID else UUID(int=value.int)
     if isinstance(value, str):
+        # A plain one: what a subclass says of its parts may be anything.
+        text = str.__str__(value)
         size = len(_PREFIX)
-        text = value[size:] if value[:size].lower() == _PREFIX else value
+        if text[:size].lower() == _PREFIX:
+            text = text[size:]
         try:
             # 32 hexadecimal digits, or these with the four hyphens where they belong, and nothing
             # else; in a third of the time of UUID(), which takes braces and hyphens anywhere.

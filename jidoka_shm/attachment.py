@@ -19,7 +19,7 @@ from .control import ControlReader
 from .errors import CorruptRegistry, RegistryClosed, RegistryForbidden, RegistryNotFound
 from .header import TableHeader
 from .layout import CONTROL_SIZE, control_name, table_name
-from .scan import no_sessions, scan_sessions
+from .scan import NO_SESSIONS, scan_sessions
 from .table import SessionTable, TableGone
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Attachment:
         kept: the cache's dict.
         caches: whether to keep any.
         quick_look_up: finds a session, as ``seqlock.quick_look_up`` says.
-        quick_glance: finds status and owner pid, as ``seqlock.quick_glance`` says.
+        quick_glance: finds owner pid and status code, as ``seqlock.quick_glance`` says.
         listing: the last scan.
     """
 
@@ -100,9 +100,9 @@ class Attachment:
         self.kept = self.cache.kept
         self.caches = cache_size > 0
         keep = self.cache.keep if self.caches else None
-        self.quick_look_up = table.quick_look_up(keep)
+        self.quick_look_up = table.make_quick_look_up(keep)
         self.quick_glance = table.quick_glance
-        self.listing = Listing(no_sessions(table), {})
+        self.listing = Listing(NO_SESSIONS, {})
 
     def look_up(self, session_id: UUID) -> Session | None:
         """Return a session, or None if it is not there.

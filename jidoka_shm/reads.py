@@ -22,7 +22,6 @@ from .errors import (
 )
 from .handles import Stats
 from .ids import decode_ids
-from .layout import TERMINATED_CODE
 from .scan import count_sessions, scan_headers
 from .session import (
     STATUS_OF_CODE,
@@ -115,13 +114,16 @@ class SessionReads(Access, Mapping[UUID, Session]):
         glance = quick_glance(key)
         if glance:
             _, pid, code = glance
-            if 0 < code < TERMINATED_CODE:
-                return pid or None
-        if glance != ():
+            status = STATUS_OF_CODE.get(code)
+        elif glance is None:
+            status = None
+        else:
+            raise SessionNotFound(key)
+        if status is None:
             status, pid = self._glance(key)
-            if status is not _TERMINATED:
-                return pid or None
-        raise SessionNotFound(key)
+        if status is _TERMINATED:
+            raise SessionNotFound(key)
+        return pid or None
 
     @overload
     def get(self, session_id: object, /) -> Session | None: ...

@@ -108,7 +108,7 @@ class RecordWriter(SessionTable):
             elif (found := copy(word))[0][0] == raw:
                 return entry, word, found
             elif found is DAMAGED:
-                # It raises, and says what.
+                # It raises, and says what; if the damage has gone meanwhile, once more.
                 self.read(entry, copy)
                 continue
             entry += 1

@@ -9,7 +9,7 @@ Nobody waits for a quiet moment.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -29,18 +29,30 @@ class Sessions(NamedTuple):
 
     Attributes:
         change: the change word that they are an atomic snapshot of, else None.
-        words: for each index entry the word whose session is known, else ``EMPTY``.
-        sessions: these sessions, by entry.
+        entries: the index entry of each, the least first.
+        words: its word there.
+        sessions: the sessions, by entry.
     """
 
     change: int | None
+    entries: NDArray[np.intp]
     words: NDArray[np.uint64]
     sessions: dict[int, Session]
 
+    def is_unknown(self, entries: NDArray[np.intp], words: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Return for each of some entries whether the session of its word is not among these."""
+        if np.array_equal(entries, self.entries):
+            differs: NDArray[np.bool_] = words != self.words
+            return differs
+        # One more behind the last, EMPTY, for entries that are greater than all of these.
+        at = np.searchsorted(self.entries, entries)
+        known, word = np.append(self.entries, -1)[at], np.append(self.words, EMPTY)[at]
+        unknown: NDArray[np.bool_] = (known != entries) | (word != words)
+        return unknown
 
-def no_sessions(table: SessionTable) -> Sessions:
-    """Return what is known of a table before its first scan."""
-    return Sessions(None, np.full(table.geometry.entries, EMPTY, np.uint64), {})
+
+#: What is known of a table before its first scan.
+NO_SESSIONS: Final = Sessions(None, np.empty(0, np.intp), np.empty(0, np.uint64), {})
 
 
 def scan_sessions(table: SessionTable, known: Sessions) -> Sessions:
@@ -56,34 +68,54 @@ def scan_sessions(table: SessionTable, known: Sessions) -> Sessions:
         CorruptRegistry: where a slot cannot be.
     """
     before = seqlock.begin_scan(table.change)
-    entries = table.differing(known.words)
-    words = table.words_of(entries)
-    taken = words != EMPTY
-    copied = table.copy_many(words[taken])
+    entries, words = table.occupied()
+    new = known.is_unknown(entries, words)
+    copied = table.copy_many(words[new])
     atomic = seqlock.end_scan(table.change, before)
-    placed = dict(zip(entries.tolist(), words.tolist(), strict=True))
-    copies = dict(zip(entries[taken].tolist(), copied, strict=True))
-    index = known.words.copy()
-    index[entries] = words
+    placed = dict(zip(entries[new].tolist(), words[new].tolist(), strict=True))
+    copies = dict(zip(placed, copied, strict=True))
     doubtful = [at for at, copy in copies.items() if copy is DAMAGED]
     if not atomic:
-        doubtful += table.differing(index).tolist()
+        doubtful += _changed(table, entries, words).tolist()
     for at in doubtful:
         copies.pop(at, None)
         placed[at], copy = table.read(at, table.copy_whole)
-        index[at] = placed[at]
         if copy is not None:
             copies[at] = copy
     made = table.make_sessions(placed, copies)
     sessions = known.sessions.copy()
-    for at in placed.keys() - copies.keys():
+    for at in [*_missing(known.entries, entries), *(placed.keys() - copies.keys())]:
         sessions.pop(at, None)
     sessions.update(zip(copies, made, strict=True))
     is_snapshot = atomic and not doubtful
-    # One word at two entries, which is damage that no crc tells, is met by who verifies.
-    if not is_snapshot or table.verify:
-        _keep_newest(index, sessions)
-    return Sessions(before if is_snapshot else None, index, sessions)
+    doubles = [] if is_snapshot and not table.verify else _forget_doubles(sessions)
+    if doubtful or doubles:
+        read = {at: placed[at] for at in doubtful}
+        entries, words = _with(entries, words, read, without=doubles)
+    return Sessions(before if is_snapshot else None, entries, words, sessions)
+
+
+def _missing(before: NDArray[np.intp], now: NDArray[np.intp]) -> list[int]:
+    """Return which of some entries are not among others; both the least first."""
+    if np.array_equal(before, now):
+        return []
+    missing: list[int] = before[np.append(now, -1)[np.searchsorted(now, before)] != before].tolist()
+    return missing
+
+
+def _with(
+    entries: NDArray[np.intp],
+    words: NDArray[np.uint64],
+    read: dict[int, int],
+    *,
+    without: list[int],
+) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
+    """Return entries and words with those that were read, and less those that name no session."""
+    placed = dict(zip(entries.tolist(), words.tolist(), strict=True)) | read
+    for at in without:
+        del placed[at]
+    there = sorted(at for at, word in placed.items() if word != EMPTY)
+    return np.array(there, np.intp), np.array([placed[at] for at in there], np.uint64)
 
 
 class Records(NamedTuple):
@@ -146,25 +178,30 @@ def _changed(
     table: SessionTable, entries: NDArray[np.intp], words: NDArray[np.uint64]
 ) -> NDArray[np.intp]:
     """Return the entries on which a second copy of the index does not agree."""
-    first, second = np.zeros((2, table.geometry.entries), np.uint64)
-    first[entries] = words
-    later, second_words = table.occupied()
-    second[later] = second_words
-    return np.flatnonzero(first != second)
+    later, later_words = table.occupied()
+    new = Sessions(None, entries, words, {}).is_unknown(later, later_words)
+    return np.append(later[new], np.array(_missing(entries, later), np.intp))
 
 
-def _keep_newest(index: NDArray[np.uint64], sessions: dict[int, Session]) -> None:
-    """Forget the sessions that were removed and created again during the scan."""
-    places: dict[int, int] = {}
-    for at, session in list(sessions.items()):
-        # By the number, since a UUID computes its hash anew each time, in Python.
-        other = places.setdefault(session.session_id.int, at)
-        if other != at:
-            # Two entries may have held the one id, each in its time: the later version is live.
-            older, newer = sorted((at, other), key=lambda each: sessions[each].version)
-            places[session.session_id.int] = newer
-            del sessions[older]
-            index[older] = EMPTY
+def _forget_doubles(sessions: dict[int, Session]) -> list[int]:
+    """Take out of some sessions those whose id is there twice, but for the newest.
+
+    Two entries may have held the one id, each in its time: the later version is live. Damage may
+    have put one word into two entries, of which no crc tells; who verifies asks for that, too.
+
+    Returns:
+        Their entries.
+    """
+    # By the number, since a UUID computes its hash anew each time, in Python.
+    if len({one.session_id.int for one in sessions.values()}) == len(sessions):
+        return []
+    newest: dict[int, int] = {}
+    for at in sorted(sessions, key=lambda at: sessions[at].version):
+        newest[sessions[at].session_id.int] = at
+    older = sorted(sessions.keys() - set(newest.values()))
+    for at in older:
+        del sessions[at]
+    return older
 
 
 def _newest_records(found: Records) -> Records:

@@ -82,7 +82,7 @@ class SessionTable:
 
     # ------------------------------------------------------------------ one session
 
-    def quick_look_up(self, keep: Keep | None = None) -> QuickLookUp:
+    def make_quick_look_up(self, keep: Keep | None = None) -> QuickLookUp:
         """Return a function that looks up in this table, as ``seqlock.quick_look_up`` says."""
         return seqlock.never_quick if self.verify else seqlock.quick_look_up(*self._parts, keep)
 

@@ -75,7 +75,7 @@ class Reader(SessionReads):
             view.identity[1],
             [(key, hit[1]) for key, hit in view.cache.kept.items()],
             view.listing.scanned.change,
-            view.listing.scanned.words[view.listing.scanned.words != 0].tolist(),
+            view.listing.scanned.words.tolist(),
         )
 
     def _attach_again(self, old: Attachment) -> None:

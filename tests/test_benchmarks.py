@@ -354,11 +354,20 @@ def test_the_rows_in_which_a_peer_is_ahead_are_named() -> None:
         _figure("fresh", "ets", [50.0, 55.0]),
         _figure("repeated", "jidoka_shm", [10.0, 10.0]),
         _figure("repeated", "dict", [10.0, 10.0]),
+        _figure("miss", "jidoka_shm", [10.0, 10.0, 10.0]),
+        _figure("miss", "ets", [8.0, 9.0, 12.0]),
     )
+    report.figures += [
+        Figure(suite="start", row="attach", system=system, unit="ms", values=[[took]])
+        for system, took in (("jidoka_shm", 4.0), ("sqlite", 1.0))
+    ]
     shown = _printed([tables.behind_table(report)])
     assert re.search(r"read\s+│ fresh\s+│ ets\s+│\s+0\.5 │\s+0%", shown)
     assert "lmdb" not in shown
+    assert re.search(r"start\s+│ attach\s+│ sqlite\s+│\s+0\.25 │", shown)
     assert "repeated" not in shown
+    # Faster by the median alone.
+    assert "miss" not in shown
 
 
 def test_a_row_that_is_measured_at_several_places_is_a_table_of_its_own() -> None:

@@ -18,7 +18,7 @@ from jidoka_shm.differences import ChangeKind, differences
 from jidoka_shm.errors import CorruptRegistry
 from jidoka_shm.layout import CLOSED, MOVED, SLOT_MASK, index_word
 from jidoka_shm.looks import Look, TableLook
-from jidoka_shm.scan import no_sessions, scan_sessions
+from jidoka_shm.scan import NO_SESSIONS, scan_sessions
 from jidoka_shm.session import Session
 from jidoka_shm.table import SessionTable, TableGone
 
@@ -59,7 +59,7 @@ def _entry(writer: TableWriter, key: UUID) -> int:
 
 
 def _all(table: SessionTable) -> dict[UUID, Session]:
-    found = scan_sessions(table, no_sessions(table)).sessions
+    found = scan_sessions(table, NO_SESSIONS).sessions
     return {one.session_id: one for one in found.values()}
 
 

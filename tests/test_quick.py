@@ -195,15 +195,15 @@ def test_a_look_up_finds_a_session_and_gives_it_to_be_kept_with_entry_and_word()
     (made,) = add(writer, 5, metadata={"a": 1}, pid=7)
     kept: list[tuple[UUID, Found]] = []
     table = reader_of(writer)
-    look_up = table.quick_look_up(lambda *found: kept.append(found))
-    assert look_up(UUID(int=5)) == made == table.quick_look_up()(UUID(int=5))
+    look_up = table.make_quick_look_up(lambda *found: kept.append(found))
+    assert look_up(UUID(int=5)) == made == table.make_quick_look_up()(UUID(int=5))
     assert kept == [(UUID(int=5), (5, writer.index.words[5], made))]
 
 
 def test_a_look_up_copies_a_payload_of_its_own() -> None:
     writer = make_writer()
     add(writer, 5, metadata={"a": 1})
-    found = reader_of(writer).quick_look_up()(UUID(int=5))
+    found = reader_of(writer).make_quick_look_up()(UUID(int=5))
     assert found
     start = writer.slots.offset(writer.index.words[5] & SLOT_MASK)
     writer.slots.memory[start : start + 512] = bytes(512)
@@ -224,7 +224,7 @@ def test_a_table_that_verifies_leaves_everything_open() -> None:
     writer = make_writer()
     add(writer, 5)
     table = reader_of(writer, verify=True)
-    assert table.quick_look_up() is table.quick_glance is seqlock.never_quick
+    assert table.make_quick_look_up() is table.quick_glance is seqlock.never_quick
     assert seqlock.never_quick(UUID(int=5)) is None
 
 

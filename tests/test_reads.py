@@ -855,7 +855,7 @@ def test_a_table_that_is_given_up_again_and_again_ends_in_an_error(
         def gone(*_: object) -> Session:
             raise TableGone
 
-        for step in ("look_up", "find", "differing"):
+        for step in ("look_up", "find", "occupied"):
             monkeypatch.setattr(view.table, step, gone)
         view.quick_look_up = view.quick_glance = seqlock.never_quick
         attached = []

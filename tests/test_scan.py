@@ -16,7 +16,7 @@ from tables import add, both_ways
 from jidoka_shm import seqlock
 from jidoka_shm.errors import CorruptRegistry
 from jidoka_shm.layout import CLOSED, MOVED, SLOT_DTYPE, SLOT_MASK, index_word
-from jidoka_shm.scan import Sessions, count_sessions, no_sessions, scan_headers, scan_sessions
+from jidoka_shm.scan import NO_SESSIONS, Sessions, count_sessions, scan_headers, scan_sessions
 from jidoka_shm.session import CODE_OF_STATUS, Session
 from jidoka_shm.table import SessionTable, TableGone
 
@@ -32,12 +32,12 @@ def _sessions(table: SessionTable) -> tuple[int | None, list[Session]]:
     return found.change, _by_version(found)
 
 
-def _scan(table: SessionTable, known: Sessions | None = None) -> Sessions:
+def _scan(table: SessionTable, known: Sessions = NO_SESSIONS) -> Sessions:
     """Return a scan, once it is sure that its parts say the same of each entry."""
-    found = scan_sessions(table, no_sessions(table) if known is None else known)
-    assert set(np.flatnonzero(found.words).tolist()) == set(found.sessions)
-    for at, one in found.sessions.items():
-        assert found.words[at] >> np.uint64(24) == one.version
+    found = scan_sessions(table, known)
+    assert found.entries.tolist() == sorted(found.sessions)
+    versions = [found.sessions[at].version for at in sorted(found.sessions)]
+    assert (found.words >> np.uint64(24)).tolist() == versions
     return found
 
 
@@ -98,7 +98,7 @@ def test_each_session_stands_at_its_entry_with_its_word(*, verify: bool) -> None
     found = _scan(reader_of(writer, verify=verify))
     places = [writer.look_up(one.session_id)[:2] for one in made]
     assert found.sessions == dict(zip([entry for entry, _ in places], made, strict=True))
-    assert [found.words[entry] for entry, _ in places] == [word for _, word in places]
+    assert dict(zip(found.entries.tolist(), found.words.tolist(), strict=True)) == dict(places)
 
 
 @both_ways
@@ -227,11 +227,44 @@ def test_the_known_sessions_are_left_as_they_are(*, verify: bool) -> None:
     add(writer, 1, 2)
     table = reader_of(writer, verify=verify)
     known = _scan(table)
-    before = (known.change, known.words.tolist(), dict(known.sessions))
+    before = (known.change, known.entries.tolist(), known.words.tolist(), dict(known.sessions))
     writer.remove(1)
     writer.replace(2, session(writer, 2))
     _scan(table, known)
-    assert (known.change, known.words.tolist(), known.sessions) == before
+    after = (known.change, known.entries.tolist(), known.words.tolist(), known.sessions)
+    assert after == before
+
+
+@both_ways
+@settings(max_examples=50)
+@given(
+    first=st.sets(st.integers(0, 60), max_size=20), then=st.sets(st.integers(0, 60), max_size=20)
+)
+def test_what_came_and_went_between_two_scans_is_all_that_the_second_is_different_in(
+    first: set[int], then: set[int], *, verify: bool
+) -> None:
+    writer = make_writer(40, 128)
+    add(writer, *first)
+    table = reader_of(writer, verify=verify)
+    known = _scan(table)
+    for key in first - then:
+        writer.remove(writer.look_up(UUID(int=key))[0])
+    made = add(writer, *(then - first))
+    copied = _copied(table)
+    found = _scan(table, known)
+    assert sorted(copied) == sorted(writer.look_up(one.session_id)[1] for one in made)
+    assert {one.session_id.int for one in found.sessions.values()} == then
+
+
+def test_one_word_at_two_entries_is_one_session_to_who_verifies() -> None:
+    """Damage of which no crc tells."""
+    writer = make_writer()
+    made = add(writer, 5, 9)
+    table = reader_of(writer, verify=True)
+    known = _scan(table)
+    writer.index.words[30] = writer.index.words[5]
+    assert _by_version(_scan(table, known)) == made
+    assert _by_version(_scan(table)) == made
 
 
 @both_ways
@@ -254,7 +287,7 @@ def _met(table: SessionTable, when: str, commit: Callable[[], object]) -> None:
     ``again`` is before the first entry is read once more by its own word.
     """
     owner, name = {
-        "index": (table, "words_of"),
+        "index": (table, "occupied"),
         "slots": (table, "copy_many"),
         "headers": (table.slots, "copy_headers"),
         "again": (table, "read"),
@@ -595,7 +628,7 @@ def test_a_scan_of_memory_written_over_ends_well_or_in_a_typed_error(
         memory[at : at + len(raw)] = raw[: len(memory) - at]
     table = reader_of(writer, verify=verify)
     try:
-        found = scan_sessions(table, no_sessions(table)).sessions.values()
+        found = scan_sessions(table, NO_SESSIONS).sessions.values()
         rows = _listed(found) if scan is _sessions else _headers(table)[1]
     except (CorruptRegistry, TableGone):
         return

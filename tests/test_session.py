@@ -452,6 +452,25 @@ def test_what_is_no_id_is_refused(value: object) -> None:
     assert caught.value.value == repr(value)[:80]
 
 
+class _Liar(str):
+    """A text whose parts are another's, and whose comparisons fail."""
+
+    __slots__ = ()
+
+    def __getitem__(self, at: object) -> str:
+        return "session_" if at == slice(None, 8) else str(UUID(int=1))
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError
+
+    __hash__ = str.__hash__
+
+
+@pytest.mark.parametrize("text", [TEXT, HEX, "session_" + TEXT])
+def test_the_text_of_a_subclass_is_what_it_holds_whatever_it_says(text: str) -> None:
+    assert parse_session_id(_Liar(text)) == UUID(TEXT)
+
+
 @given(st.text(max_size=50))
 def test_text_of_any_kind_is_no_id(text: str) -> None:
     with pytest.raises(InvalidSessionId):

@@ -224,12 +224,12 @@ def test_a_quick_look_up_never_says_what_a_look_up_does_not(*, verify: bool) -> 
     add(writer, *keys)
     looked = reader_of(writer, verify=verify)
     for key in [*keys, *(rng.getrandbits(128) for _ in range(300))]:
-        found, exact = looked.quick_look_up()(UUID(int=key)), looked.look_up(UUID(int=key))
+        found, exact = looked.make_quick_look_up()(UUID(int=key)), looked.look_up(UUID(int=key))
         assert found is None or found == (exact[2] if exact else ())
 
 
 def test_a_table_that_verifies_has_no_short_cut() -> None:
-    assert reader_of(make_writer(), verify=True).quick_look_up() is seqlock.never_quick
+    assert reader_of(make_writer(), verify=True).make_quick_look_up() is seqlock.never_quick
 
 
 def test_a_weak_machine_always_verifies(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -509,7 +509,7 @@ def test_a_look_up_in_memory_written_over_ends_well_or_in_a_typed_error(
         writer.reach[:] = bytes([reach]) * len(writer.reach)
     looked = reader_of(writer, verify=verify)
     for key in (*range(writer.geometry.index_size), made[1].session_id.int):
-        for look in (looked.look_up, looked.quick_look_up()):
+        for look in (looked.look_up, looked.make_quick_look_up()):
             try:
                 found = look(UUID(int=key))
             except (CorruptRegistry, TableGone):
@@ -526,7 +526,7 @@ def test_a_look_up_in_any_bytes_ends_well_or_in_a_typed_error(raw: bytes, *, ver
     memory[64 : 64 + len(raw)] = raw
     looked = reader_of(writer, verify=verify)
     for key in range(writer.geometry.index_size):
-        for look in (looked.look_up, looked.quick_look_up()):
+        for look in (looked.look_up, looked.make_quick_look_up()):
             try:
                 found = look(UUID(int=key))
             except (CorruptRegistry, TableGone):

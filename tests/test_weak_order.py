@@ -19,7 +19,7 @@ from jidoka_shm import seqlock, table
 from jidoka_shm.errors import CorruptRegistry
 from jidoka_shm.growth import plan
 from jidoka_shm.layout import MOVED, SLOT_MASK, Geometry
-from jidoka_shm.scan import no_sessions, scan_sessions
+from jidoka_shm.scan import NO_SESSIONS, scan_sessions
 from jidoka_shm.writer import TableWriter
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _looked_up(looked: SessionTable) -> object:
 def _listed(looked: SessionTable) -> object:
     """Return the fields of all that a list finds, or RETRY."""
     try:
-        sessions = scan_sessions(looked, no_sessions(looked)).sessions
+        sessions = scan_sessions(looked, NO_SESSIONS).sessions
     except CorruptRegistry:
         return RETRY
     return sorted(astuple(one) for one in sessions.values())
