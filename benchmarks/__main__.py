@@ -189,7 +189,7 @@ def measure(
                 report.figures += SUITES[name].run(bench)
                 report.ratios += SUITES[name].ratios
                 report.options["suites"] = f"{report.options['suites']} {name}".lstrip()
-                # Now, for what an hour found must not be lost to an interrupt.
+                # Now, for what half an hour found must not be lost to an interrupt.
                 if keep is not None:
                     report.save(keep)
     finally:

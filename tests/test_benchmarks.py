@@ -144,23 +144,6 @@ def test_every_ratio_names_rows_that_there_are() -> None:
             assert {ratio.row, ratio.beside_row or ratio.row} <= names
 
 
-def test_the_rows_that_the_readme_gives_are_there() -> None:
-    """Its table is made of the ratios of two suites."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "python -m benchmarks read write" in text
-    ratios = [*SUITES["read"].ratios, *SUITES["write"].ratios]
-    pairs = {(ratio.row, ratio.beside_row, ratio.beside) for ratio in ratios}
-    assert {
-        ("repeated", "repeated", "dict"),
-        ("repeated, equal ids", "repeated, equal ids", "dict"),
-        ("fresh", "fresh", "lmdb"),
-        ("status only", "fresh", "lmdb"),
-        ("miss", "fresh", "lmdb"),
-        ("create", "create", "lmdb"),
-        ("update", "update", "lmdb"),
-    } <= pairs
-
-
 # ---------------------------------------------------------------------------- systems
 
 
@@ -560,3 +543,75 @@ def test_charts_need_what_draws_them(
     with contextlib.suppress(SystemExit):
         command.parse(["--plots", "somewhere"])
     assert "need matplotlib" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------- the run that is kept
+
+RESULTS = ROOT / "benchmarks" / "results"
+IMAGES = ROOT / "docs" / "images"
+
+#: Each row of README's table: of which suite, which row, beside which row of which system.
+README_ROWS = [
+    ("read", "repeated", "repeated", "dict"),
+    ("read", "repeated, equal ids", "repeated, equal ids", "dict"),
+    ("read", "repeated", "repeated", "ets"),
+    ("read", "fresh", "fresh", "lmdb"),
+    ("read", "status only", "fresh", "lmdb"),
+    ("read", "miss", "fresh", "lmdb"),
+    ("list", "list, after a change", "list, after a change", "ets"),
+    ("write", "create", "create", "lmdb"),
+    ("write", "update", "update", "lmdb"),
+]
+
+
+@pytest.fixture(scope="module")
+def kept() -> Report:
+    return figures.load(RESULTS / "full.json")
+
+
+def _value(report: Report, suite: str, row: str, beside_row: str, beside: str) -> str:
+    goal = Ratio(suite=suite, row=row, beside_row=beside_row, beside=beside)
+    found = tables.value_of(report, goal)
+    assert found is not None
+    return f"{found.median:.2g}"
+
+
+def test_the_run_that_is_kept_is_of_all_suites_and_peers(kept: Report) -> None:
+    assert kept.options["suites"] == " ".join(SUITES)
+    assert {figure.system for figure in kept.figures} >= set(peers.FOREIGN) - {"echo"}
+    assert kept.skipped == {}
+
+
+def test_the_tables_that_are_kept_are_those_of_the_run(kept: Report) -> None:
+    console = Console(file=io.StringIO(), width=tables.WIDTH)
+    command.show(kept, console, None)
+    assert isinstance(console.file, io.StringIO)
+    text = (RESULTS / "full.txt").read_text(encoding="utf-8")
+    assert text.partition("drawn: ")[0] == console.file.getvalue()
+
+
+def test_the_ratios_of_the_readme_are_those_of_the_run(kept: Report) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, _, after = text.partition("| call | beside | ratio")
+    lines = [line for line in after.partition("\n\n")[0].splitlines()[2:] if line]
+    given = [line.rsplit("|", 2)[1].strip() for line in lines]
+    assert given == [_value(kept, *row) for row in README_ROWS]
+
+
+def test_the_page_names_each_row_in_which_a_peer_is_ahead(kept: Report) -> None:
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    _, _, after = text.partition("## Where a peer is ahead")
+    named = set(re.findall(r"^\| ([^|]+) \| `([^`|]+)` \| ([^|]+) \|", after, re.MULTILINE))
+    table = tables.behind_table(kept)
+    _, rows, systems, ratios, _ = (list(column.cells) for column in table.columns)
+    assert named == set(zip(rows, systems, ratios, strict=True))
+
+
+def test_each_chart_is_shown_and_each_that_is_shown_is_there() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"\]\(images/([^)]+)\)", page))
+    drawn = {path.name for path in IMAGES.iterdir()}
+    names = {name.partition(".")[0] for name in drawn}
+    assert drawn == {f"{name}.{kind}" for name in names for kind in ("svg", "png")}
+    assert shown == {f"{name}.svg" for name in names}
+    assert "](docs/images/look-ups.svg)" in (ROOT / "README.md").read_text(encoding="utf-8")
