@@ -187,7 +187,7 @@ def _forget_doubles(sessions: dict[int, Session]) -> list[int]:
     """Take out of some sessions those whose id is there twice, but for the newest.
 
     Two entries may have held the one id, each in its time: the later version is live. Damage may
-    have put one word into two entries, of which no crc tells; who verifies asks for that, too.
+    have put one word into two entries as well, of which no crc tells.
 
     Returns:
         Their entries.
