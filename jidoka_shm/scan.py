@@ -69,10 +69,11 @@ def scan_sessions(table: SessionTable, known: Sessions) -> Sessions:
     """
     before = seqlock.begin_scan(table.change)
     entries, words = table.occupied()
-    new = known.is_unknown(entries, words)
-    copied = table.copy_many(words[new])
+    unknown = known.is_unknown(entries, words)
+    new, named = entries.compress(unknown), words.compress(unknown)
+    copied = table.copy_many(named)
     atomic = seqlock.end_scan(table.change, before)
-    placed = dict(zip(entries[new].tolist(), words[new].tolist(), strict=True))
+    placed = dict(zip(new.tolist(), named.tolist(), strict=True))
     copies = dict(zip(placed, copied, strict=True))
     doubtful = [at for at, copy in copies.items() if copy is DAMAGED]
     if not atomic:
