@@ -143,9 +143,10 @@ SLOT_CRC_OFFSET: Final = 60
 #: payload_length, status.
 SLOT_HEAD: Final = struct.Struct("<16sQqqIIB")
 
-#: The header without its own crc, to be packed, and with what a copy is checked by: as
-#: ``SLOT_HEAD``, and then the payload's crc.
+#: All fields before the header's own crc, to be packed.
 SLOT_BODY: Final = struct.Struct("<16sQqqIIBBHII")
+
+#: What a copy that is verified needs: as ``SLOT_HEAD``, and then the payload's crc.
 SLOT_CHECKED: Final = struct.Struct("<16sQqqIIB3xI8x")
 
 #: The same of many headers that stand one after the other.

@@ -13,7 +13,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, TypeVar
-from uuid import UUID  # noqa: TC003 - for who asks a Session's fields for their types
+from uuid import UUID  # noqa: TC003 - for get_type_hints(Session)
 
 import msgspec
 from msgspec import Raw, Struct

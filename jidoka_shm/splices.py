@@ -16,7 +16,8 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 #: What a payload with a request's id begins with, an array of all fields, and what the id does.
 _HAS_REQUEST: Final = b"\x98\xc4\x10"
 
-#: What one begins with that goes on to its deadline, and what stands for a time of expiry.
+#: msgpack's header of an array of five, the fields up to the deadline, and its None: an end has no
+#: time of expiry before its error.
 _TO_DEADLINE: Final = b"\x95"
 _NONE: Final = b"\xc0"
 
