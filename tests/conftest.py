@@ -91,8 +91,10 @@ def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves shared memory, a process, a thread or a descriptor behind."""
     before = _held()
     yield
-    # All other fixtures are finished. What they gave to the test is not in use any more.
-    request.node.funcargs.clear()
+    # All other fixtures are finished. What they gave to the test is not in use any more; where a run
+    # is interrupted, nothing is there to be let go of.
+    if request.node.funcargs:
+        request.node.funcargs.clear()
     left = _new(before)
     if any(left.values()):
         # Cyclic garbage, such as a caught exception with the frames that it went through, may
