@@ -32,6 +32,11 @@ _RUN = f"t{os.getpid()}-{uuid4().hex[:8]}-"
 settings.register_profile("jidoka_shm", database=None, deadline=None)
 settings.load_profile("jidoka_shm")
 
+# A shell leaves SIGINT ignored in what it starts in the background, and so it would be in each
+# process that a test interrupts: such a test would wait for an end that never comes.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 _numbers = itertools.count()
 
 pytest.register_assert_rewrite("commands", "deaths", "host", "support")
