@@ -121,6 +121,11 @@ def change(
 # ---------------------------------------------------------------------------- a reader
 
 
+#: Of a careless reader's looks, the share that is interrupted for long, and for how many seconds.
+_LONG_SHARE: Final = 0.002
+_LONG: Final = 0.3
+
+
 class CarelessWords(seqlock.SequenceWords):
     """Index words read as they must not be: without the second load."""
 
@@ -134,6 +139,10 @@ class CarelessWords(seqlock.SequenceWords):
         """
         word = self.words[entry]
         os.sched_yield()
+        # Now and then for long enough that even a slot that rested for a thousand commits is
+        # written anew.
+        if random.random() < _LONG_SHARE:  # noqa: S311 - chance is no secret here
+            time.sleep(_LONG)
         return word, None if word <= CLOSED else copy(word)
 
 
