@@ -144,7 +144,7 @@ SLOT_CRC_OFFSET: Final = 60
 SLOT_HEAD: Final = struct.Struct("<16sQqqIIB")
 
 #: All fields before the header's own crc, to be packed.
-SLOT_BODY: Final = struct.Struct("<16sQqqIIBBHII")
+SLOT_BODY: Final = struct.Struct(SLOT_HEADER.format[:-1])
 
 #: What a copy that is verified needs: as ``SLOT_HEAD``, and then the payload's crc.
 SLOT_CHECKED: Final = struct.Struct("<16sQqqIIB3xI8x")

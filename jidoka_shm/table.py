@@ -72,7 +72,7 @@ class SessionTable:
         self._index_size = geometry.index_size
         # Where these cannot tell, find and look_up can; made of parts, since one that held this
         # object would be a cycle, which keeps the mapping until some garbage collection.
-        self._parts = parts = (self.index, self.reach, self.slots)
+        parts = (self.index, self.reach, self.slots)
         self.quick_glance = seqlock.never_quick if self.verify else seqlock.quick_glance(*parts)
         self._words = np.frombuffer(memory, np.uint64, geometry.entries, geometry.index_offset)
         self.copy_head = self.slots.copy_head_verified if self.verify else self.slots.copy_head
@@ -84,7 +84,9 @@ class SessionTable:
 
     def make_quick_look_up(self, keep: Keep | None = None) -> QuickLookUp:
         """Return a function that looks up in this table, as ``seqlock.quick_look_up`` says."""
-        return seqlock.never_quick if self.verify else seqlock.quick_look_up(*self._parts, keep)
+        if self.verify:
+            return seqlock.never_quick
+        return seqlock.quick_look_up(self.index, self.reach, self.slots, keep)
 
     def find(self, session_id: UUID, copy: Callable[[int], Copy]) -> tuple[int, int, Copy] | None:
         """Return entry and word of a session and what its slot held then; None if it is not there.
